@@ -1,0 +1,3 @@
+from savevm.cli import main
+
+main()

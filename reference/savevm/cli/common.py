@@ -1,0 +1,120 @@
+"""What the commands share: reading an input with progress, and saying what is wrong with it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from savevm_spec.rules import rules
+
+from savevm.errors import StreamError
+from savevm.source import Source
+from savevm.stream.events import Finding
+
+# Below this size no progress bar is worth its start-up.
+_LONG = 64 << 20
+
+
+class CannotRun(click.ClickException):
+    """The command could not do its work."""
+
+    exit_code = 2
+
+
+@contextmanager
+def opened(name: str) -> Iterator[Source]:
+    """An input by path or ``-``; what the system refuses ends the command with exit code 2."""
+    try:
+        with Source(name) as source:
+            yield source
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise CannotRun(f"{e.filename or name}: {e.strerror or e}") from None
+
+
+def chunks(source: Source) -> Iterator[bytes]:
+    """The input's chunks, behind a progress bar on standard error where that is a terminal."""
+    if not sys.stderr.isatty() or (source.size is not None and source.size < _LONG):
+        yield from source.chunks()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        task = progress.add_task(source.name, total=source.size)
+        pending = 0
+        for chunk in source.chunks():
+            yield chunk
+            pending += len(chunk)
+            if pending >= 16 << 20:
+                progress.advance(task, pending)
+                pending = 0
+
+
+def problem(
+    rule: str, offset: int, section: str | None, detail: str
+) -> dict[str, Any]:
+    """A broken rule as JSON."""
+    known = rules()[rule]
+    return {
+        "rule": rule,
+        "level": known.level,
+        "violation": known.violation,
+        "errno": known.errno,
+        "offset": offset,
+        "section": section,
+        "detail": detail,
+        "sentence": known.sentence,
+    }
+
+
+def of_error(error: StreamError) -> dict[str, Any]:
+    """The rule that ended reading."""
+    return problem(error.rule, error.offset, error.section, error.detail)
+
+
+def of_finding(finding: Finding) -> dict[str, Any]:
+    """A rule that is broken, but did not end reading."""
+    return problem(finding.rule, finding.offset, finding.section, finding.detail)
+
+
+def is_broken(problem: dict[str, Any]) -> bool:
+    """Whether the stream is wrong, not just unusual."""
+    return problem["violation"] == "reject" or problem["level"] == "MUST"
+
+
+def line(name: str, problem: dict[str, Any]) -> str:
+    """One broken rule on one line, file first as compilers do."""
+    kind = "error" if is_broken(problem) else "note"
+    section = f" in section {problem['section']!r}" if problem["section"] is not None else ""
+    return (
+        f"{name}: {kind}: offset {problem['offset']}{section}: {problem['detail']} "
+        f"[{problem['rule']}]"
+    )
+
+
+def size(count: int) -> str:
+    """Bytes for people: the largest binary unit that gives a whole number."""
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count and count % (1 << shift) == 0:
+            return f"{count >> shift} {unit}"
+    return f"{count} B"
+
+

@@ -1,0 +1,173 @@
+"""``savevm inspect``: what is in a stream."""
+
+import json
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import click
+
+from savevm.cli.common import chunks, line, of_error, of_finding, opened, size
+from savevm.source import Source
+from savevm.stream.events import Event, Finding
+from savevm.stream.reader import Reader
+from savevm.transcript import Transcriber
+
+_KINDS = {
+    "opaque": "no description, delimited by its footer",
+    "undelimited": "no description: reaches to the end",
+    "buffer": "device's own format",
+}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, int):
+        return f"{value} ({value:#x})" if value > 9 else str(value)
+    if isinstance(value, str):
+        return value if len(value) <= 64 else f"{value[:64]}… ({len(value) // 2} bytes)"
+    return " ".join(_value(v).split(" ")[0] for v in value)
+
+
+def _fields(state: dict[str, Any], indent: str) -> Iterator[str]:
+    for name, value in state["fields"]:
+        if isinstance(value, dict):
+            yield f"{indent}{name}:"
+            yield from _fields(value, indent + "  ")
+        elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
+            for i, element in enumerate(value):
+                if isinstance(element, dict):
+                    yield f"{indent}{name}[{i}]:"
+                    yield from _fields(element, indent + "  ")
+        else:
+            yield f"{indent}{name} = {_value(value)}"
+    for sub in state["subsections"]:
+        yield f"{indent}subsection {sub['name']} version {sub['version']}:"
+        yield from _fields(sub, indent + "  ")
+
+
+def _body(body: dict[str, Any], fields: bool) -> Iterator[str]:
+    kind = body["kind"]
+    if kind == "ram":
+        for block in body["blocks"]:
+            yield f"block {block['idstr']}  {size(block['used_length'])}"
+        for block, pages in body["pages"].items():
+            counts = ", ".join(f"{n} {k}" for k, n in pages.items() if n)
+            yield f"pages of {block}: {counts}"
+        for words in ("hooks", "multifd_flushes"):
+            if body[words]:
+                yield f"{words.replace('_', ' ')}: {body[words]}"
+    elif kind == "htab":
+        entries = sum(valid for _, valid, _, _ in body["chunks"])
+        yield f"hash table: header {body['header']}, {entries} entries"
+    elif kind == "storage-attributes":
+        count = sum(len(w.get("data", "")) // 2 for w in body["words"])
+        yield f"storage attributes: {count} bytes"
+    elif kind == "vmstate":
+        if fields:
+            yield from _fields(body, "")
+        else:
+            subsections = "".join(f", {s['name']}" for s in body["subsections"])
+            yield f"{len(body['fields'])} fields{subsections}"
+    else:
+        yield _KINDS[kind]
+
+
+def _record(record: dict[str, Any], fields: bool) -> Iterator[str]:
+    kind = record["record"]
+    at = f"{record['offset']:>10}  "
+    if "body" in record:
+        body = record["body"]
+        length = f"{body['length']} bytes" if "length" in body else "broken off"
+        identity = f"id {record['section_id']}, " if "section_id" in record else ""
+        yield (
+            f"{at}{kind} {record['idstr']}  {identity}instance {record['instance_id']}, "
+            f"version {record['version_id']}, {length}"
+        )
+        for text in _body(body, fields):
+            yield " " * 14 + text
+    elif kind == "header":
+        yield f"{at}header  version {record['version']}"
+    elif kind == "configuration":
+        yield f"{at}configuration  machine {record['machine']!r}"
+        for sub in record["subsections"]:
+            value = next(v for k, v in sub.items() if k not in ("name", "version"))
+            yield f"{' ' * 14}{sub['name']}: {', '.join(value) if isinstance(value, list) else value}"
+    elif kind == "command":
+        yield f"{at}command {record['name']}  {record['payload']}".rstrip()
+    elif kind == "vmdescription":
+        yield f"{at}vmdescription  {record['length']} bytes, {record['devices']} devices"
+    else:
+        yield f"{at}{kind}"
+
+
+def _matches(record: dict[str, Any], patterns: tuple[str, ...]) -> bool:
+    return "idstr" in record and any(
+        fnmatchcase(record["idstr"], p) or str(record.get("section_id")) == p for p in patterns
+    )
+
+
+def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    reader = Reader(description=source.description())
+    transcriber = Transcriber()
+    problems: list[dict[str, Any]] = []
+
+    def take(events: list[Event]) -> None:
+        transcriber.add(events)
+        problems.extend(of_finding(event) for event in events if isinstance(event, Finding))
+
+    for chunk in chunks(source):
+        take(reader.feed(chunk))
+        if reader.error is not None:
+            break
+    take(reader.finish())
+    if reader.error is not None:
+        problems.append(of_error(reader.error))
+    result = transcriber.result(reader)
+    for block in result["ram"]:
+        del block["digest"]
+    return result, problems
+
+
+@click.command()
+@click.argument("file")
+@click.option(
+    "-s",
+    "--section",
+    "sections",
+    multiple=True,
+    metavar="PATTERN",
+    help="Only sections whose idstr matches the shell pattern, or with this section id; with fields.",
+)
+@click.option("-F", "--fields", is_flag=True, help="Show the fields of every device.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(file: str, sections: tuple[str, ...], fields: bool, as_json: bool) -> None:
+    """Show what is in a stream.
+
+    FILE is a path, or - for standard input.  One line for each record, with its offset in bytes;
+    below it RAM blocks, pages by kind, and what is known of devices.  A broken stream shows all
+    that could be read, then what broke and where, and gives exit code 1.
+    """
+    with opened(file) as source:
+        result, problems = _read(source)
+    if sections:
+        result["records"] = [r for r in result["records"] if _matches(r, sections)]
+    if as_json:
+        result["problems"] = problems
+        click.echo(json.dumps(result))
+    else:
+        if not sections:
+            page = f", pages of {result['page_size']} bytes" if result["page_size"] else ""
+            footers = {True: ", with footers", False: ", without footers", None: ""}
+            click.echo(f"{file}: dialect {result['dialect']}{page}{footers[result['footers']]}")
+        for record in result["records"]:
+            for text in _record(record, fields or bool(sections)):
+                click.echo(text)
+        for entry in problems:
+            click.echo(line(file, entry), err=True)
+    if sections and not result["records"] and not problems:
+        click.echo(f"savevm: no section matches {' '.join(sections)}", err=True)
+        sys.exit(1)
+    sys.exit(1 if result["error"] else 0)

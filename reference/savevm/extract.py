@@ -1,0 +1,139 @@
+"""RAM blocks into sparse raw files."""
+
+import os
+from typing import Final
+
+from mypy_extensions import i64
+
+from savevm.sink import Sink
+
+__all__ = ["BlockFiles"]
+
+# Pages are gathered into one system call, at most this many at a time.
+_GATHER: Final = 256
+# Written pages are remembered in maps of this many pages each, made when first needed, so that an
+# announced but unsent terabyte costs nothing.
+_SEGMENT: Final = 4096
+
+
+class _BlockFile:
+    def __init__(self, fd: int, used_length: int, page_size: int) -> None:
+        self.fd = fd
+        self.used_length: i64 = used_length
+        self.page_size: i64 = page_size
+        self._written: dict[int, bytearray] = {}
+        self._pieces: list[memoryview] = []
+        self._start: i64 = 0
+        self._end: i64 = 0
+        self.bytes_written: i64 = 0
+
+    def put(self, address: i64, data: bytes, start: i64, end: i64) -> None:
+        if address + end - start > self.used_length:
+            end = start + self.used_length - address
+            if end <= start:
+                return
+        if address != self._end or len(self._pieces) >= _GATHER:
+            self.flush()
+            self._start = address
+            self._end = address
+        self._pieces.append(memoryview(data)[int(start) : int(end)])
+        self._end += end - start
+
+    def flush(self) -> None:
+        """Write what has been gathered; raises ``OSError``."""
+        pieces = self._pieces
+        if not pieces:
+            return
+        self._mark(self._start, self._end)
+        at: i64 = self._start
+        while pieces:
+            done: i64 = os.pwritev(self.fd, pieces, int(at))
+            at += done
+            self.bytes_written += done
+            if at == self._end:
+                break
+            # The kernel wrote less than asked: go on behind it.
+            pieces = [memoryview(b"".join(pieces))[int(done) :]]
+        self._pieces = []
+
+    def _mark(self, start: i64, end: i64) -> None:
+        page: i64 = start // self.page_size
+        last: i64 = (end - 1) // self.page_size
+        while page <= last:
+            segment = self._written.get(int(page // _SEGMENT))
+            if segment is None:
+                segment = bytearray(_SEGMENT)
+                self._written[int(page // _SEGMENT)] = segment
+            first: i64 = page % _SEGMENT
+            count: i64 = min(_SEGMENT - first, last - page + 1)
+            segment[int(first) : int(first + count)] = b"\x01" * int(count)
+            page += count
+
+    def fill(self, address: i64, count: i64, byte: i64) -> None:
+        self.flush()
+        size = self.page_size
+        page = bytes((int(byte),)) * int(size)
+        if byte:
+            for i in range(count):
+                at: i64 = address + i * size
+                self.put(at, page, 0, size)
+            self.flush()
+            return
+        # Never written means a hole: only pages sent before are overwritten with zeros.
+        first: i64 = address // size
+        behind: i64 = first + count
+        for number in sorted(self._written):
+            segment = self._written[number]
+            base: i64 = number * _SEGMENT
+            low: i64 = max(first - base, 0)
+            high: i64 = min(behind - base, _SEGMENT)
+            if low >= high:
+                continue
+            found: i64 = segment.find(1, int(low), int(high))
+            while found >= 0:
+                self.put((base + found) * size, page, 0, size)
+                found = segment.find(1, int(found) + 1, int(high))
+        self.flush()
+
+
+class BlockFiles(Sink):
+    """Writes pages to files that ``open_block`` (name, used length) → fd has given.
+
+    A page behind the used length (blocks need not be whole pages) is cut there.  ``OSError`` of the
+    file system is raised as it is.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, _BlockFile] = {}
+        self._name = ""
+        self._block: _BlockFile | None = None
+        self.fds: dict[str, int] = {}
+
+    def block(self, name: str, used_length: int, page_size: int) -> None:
+        fd = self.open_block(name, used_length)
+        self.fds[name] = fd
+        self._blocks[name] = _BlockFile(fd, used_length, page_size)
+
+    def open_block(self, name: str, used_length: int) -> int:
+        """File descriptor for the block's contents, of ``used_length`` bytes."""
+        raise NotImplementedError
+
+    def _select(self, block: str) -> _BlockFile:
+        if self._block is None or block != self._name:
+            self._name = block
+            self._block = self._blocks[block]
+        return self._block
+
+    def page_data(self, block: str, address: i64, data: bytes, start: i64, end: i64) -> None:
+        self._select(block).put(address, data, start, end)
+
+    def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
+        self._select(block).fill(address, count, byte)
+
+    def close(self) -> None:
+        """Write what is left and close the files."""
+        for name, file in self._blocks.items():
+            try:
+                file.flush()
+            finally:
+                os.close(self.fds[name])

@@ -1,0 +1,773 @@
+"""Reads a stream: chunks of bytes in, events out.  Does no I/O and never asks for a chunk size."""
+
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+from mypy_extensions import i64
+from savevm_spec.constants import (
+    CAPABILITIES,
+    CAPABILITIES_THAT_CHANGE_RAM,
+    CAPABILITY_NAMES,
+    CMD_PACKAGED,
+    CMD_POSTCOPY_RAM_DISCARD,
+    CMD_RECV_BITMAP,
+    COMMAND,
+    COMMAND_LENGTHS,
+    COMMAND_NAMES,
+    CONFIGURATION,
+    CONFIGURATION_OFFSET,
+    CONFIGURATION_SUBSECTION_VERSION,
+    EOF,
+    HTAB_ENTRY_SIZE,
+    HTAB_IDSTR,
+    LIMIT_CAPABILITIES,
+    LIMIT_MACHINE_NAME,
+    LIMIT_PACKAGED,
+    LIMIT_UNDESCRIBED,
+    LIMIT_VMDESC,
+    LIVE_VERSIONS,
+    MAGIC,
+    RAM_DISCARD_LENGTH_MIN,
+    RAM_DISCARD_RANGE_SIZE,
+    RAM_DISCARD_VERSION,
+    RAM_IDSTR,
+    SECTION_END,
+    SECTION_FOOTER,
+    SECTION_FULL,
+    SECTION_PART,
+    SECTION_START,
+    STORAGE_ATTRIBUTES_DONE,
+    STORAGE_ATTRIBUTES_EOS,
+    STORAGE_ATTRIBUTES_FLAG_MASK,
+    STORAGE_ATTRIBUTES_MORE,
+    SUBSECTION,
+    TARGET_PAGE_BITS,
+    TARGET_PAGE_BITS_MAX,
+    TARGET_PAGE_BITS_MIN,
+    UUID,
+    UUID_SIZE,
+    VERSION_1,
+    VERSION_2,
+    VERSION_3,
+    VMDESCRIPTION,
+)
+
+from savevm import vmstate
+from savevm.errors import StreamError, stream_error
+from savevm.sink import Sink
+from savevm.stream.events import (
+    AttributesWord,
+    BodyEnd,
+    Command,
+    Configuration,
+    ConfigurationSubsection,
+    Device,
+    Eof,
+    Event,
+    Finding,
+    Footer,
+    Header,
+    HtabChunk,
+    HtabHeader,
+    Section,
+    VmDescription,
+)
+from savevm.stream.ram import RamBody
+from savevm.vmdesc import Description, DescriptionError, find_description
+
+__all__ = ["Reader"]
+
+# Records that may follow a footer; 05 and 07 may not.
+_AFTER_FOOTER: Final = bytes((EOF, SECTION_START, SECTION_PART, SECTION_END, SECTION_FULL, COMMAND))
+
+
+class _NeedMore(Exception):
+    """``count`` bytes from the position on are wanted, or the rest of the input."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+class Reader:
+    """Turns the bytes of one stream into events.
+
+    ``description``: that of this very stream, when the caller could look at its end beforehand;
+    without it, device bodies are kept (at most ``undescribed_limit`` bytes) until the description
+    arrives.  ``sink`` receives page contents and the bodies of version 1 and 2.
+
+    ``feed`` and ``finish`` return the events that became complete.  They do not raise for bad
+    input: ``error`` then holds the ``StreamError`` that ended reading.
+    """
+
+    def __init__(
+        self,
+        *,
+        description: Description | None = None,
+        sink: Sink | None = None,
+        undescribed_limit: int = LIMIT_UNDESCRIBED,
+    ) -> None:
+        self.error: StreamError | None = None
+        self.version = 0
+        self.footers: bool | None = None
+        self.configured = False
+        self.described = False
+        self.trailing = False
+        self.ram_version = 0
+        self._description = description
+        self._searched = description is not None
+        self._sink = sink
+        self._undescribed_limit = undescribed_limit
+        self._events: list[Event] = []
+        self._ram = RamBody(self._events, sink)
+        self._data = b""
+        self._pos: int = 0
+        self._base: int = 0
+        self._final = False
+        self._chunks: list[bytes] = []
+        self._buffered: int = 0
+        self._need: int = 1
+        self._label: str | None = None
+        self._section: Section | None = None
+        self._ids: dict[int, Section] = {}
+        self._entries: dict[int, dict[str, Any] | None] = {}
+        self._occurrences: dict[tuple[str, int], int] = {}
+        self._page_bits = 0
+        self._end: int = -1
+        self._record: int = 0
+        self._left: int = 0
+        self._step: Callable[[], bool] = self._read_header
+
+    @property
+    def page_size(self) -> int | None:
+        """Target page size in bytes, as far as it is known."""
+        return int(self._ram.page_size) or self._stated_page_size()
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Used length in bytes of each RAM block listed so far, in order."""
+        return self._ram.blocks
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Read ``data``, the next bytes of the stream, of any length."""
+        if self.error is None:
+            self._chunks.append(data)
+            self._buffered += len(data)
+            if self._buffered >= self._need:
+                self._run()
+        return self._drain()
+
+    def finish(self) -> list[Event]:
+        """The stream has no more bytes."""
+        if self.error is None and not self._final:
+            self._final = True
+            self._run()
+        return self._drain()
+
+    def _drain(self) -> list[Event]:
+        events = self._events[:]
+        self._events.clear()
+        return events
+
+    def _run(self) -> None:
+        self._data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._pos = 0
+        self._need = 1
+        try:
+            while self._step():
+                pass
+        except _NeedMore as more:
+            self._need = max(more.count, 1)
+        except StreamError as error:
+            self._ram.flush()
+            self.error = error
+        rest = self._data[self._pos :]
+        self._base += self._pos
+        self._data = b""
+        self._chunks = [rest] if rest else []
+        self._buffered = len(rest)
+
+    # Access to the buffer: a step peeks at what it needs and advances only when it has all of it.
+
+    def _have(self, count: int, rule: str) -> None:
+        """Bytes ``[0, count)`` from the position on are there, or ``rule`` is broken at the end."""
+        if len(self._data) - self._pos < count:
+            if self._final:
+                end = self._base + len(self._data)
+                raise self._error(rule, end, f"the input ends at offset {end}")
+            raise _NeedMore(count)
+
+    def _at(self, offset: int) -> int:
+        return self._base + self._pos + offset
+
+    def _int(self, offset: int, size: int) -> int:
+        at = self._pos + offset
+        return int.from_bytes(self._data[at : at + size], "big")
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        at = self._pos + offset
+        return self._data[at : at + size]
+
+    def _counted(self, offset: int, rule: str) -> str:
+        """A string behind its length byte."""
+        self._have(offset + 1, rule)
+        length = self._data[self._pos + offset]
+        self._have(offset + 1 + length, rule)
+        return self._bytes(offset + 1, length).decode("latin-1")
+
+    def _error(self, rule: str, offset: int, detail: str) -> StreamError:
+        return stream_error(rule, offset, self._label, detail)
+
+    def _find(self, rule: str, offset: int, detail: str) -> None:
+        self._events.append(Finding(offset, rule, self._label, detail))
+
+    # File header and configuration
+
+    def _read_header(self) -> bool:
+        self._have(4, "header.truncated")
+        magic = self._int(0, 4)
+        if magic != MAGIC:
+            raise self._error("header.magic", 0, f"magic {magic:#010x}, not {MAGIC:#010x}")
+        self._have(8, "header.truncated")
+        version = self._int(4, 4)
+        if version not in (VERSION_1, VERSION_2, VERSION_3):
+            raise self._error("header.version", 4, f"version {version}")
+        total = 0
+        size = 8
+        if version == VERSION_2:
+            size = 16
+            self._have(size, "header.truncated")
+            total = self._int(8, 8)
+            self._end = 16 + total
+        self.version = version
+        self._events.append(Header(0, version, total))
+        self._pos += size
+        self._step = self._read_type if version == VERSION_3 else self._read_legacy
+        return True
+
+    def _read_configuration(self) -> bool:
+        rule = "configuration.truncated"
+        self._have(5, rule)
+        length = self._int(1, 4)
+        if length > LIMIT_MACHINE_NAME:
+            raise self._error("limit.machine-name", self._at(1), f"a name of {length} bytes")
+        self._have(5 + length, rule)
+        at = 5 + length
+        subsections: list[ConfigurationSubsection] = []
+        while True:
+            if len(self._data) - self._pos <= at:
+                if not self._final:
+                    raise _NeedMore(at + 1)
+                break
+            if self._data[self._pos + at] != SUBSECTION:
+                break
+            subsection, at = self._read_configuration_subsection(at)
+            subsections.append(subsection)
+        machine = self._bytes(5, length).decode("latin-1")
+        self._events.append(Configuration(self._at(0), machine, subsections))
+        if not length:
+            self._find("configuration.machine.empty", self._at(1), "the machine name is empty")
+        self.configured = True
+        self._pos += at
+        self._step = self._read_type
+        return True
+
+    def _read_configuration_subsection(self, at: int) -> tuple[ConfigurationSubsection, int]:
+        rule = "configuration.truncated"
+        name = self._counted(at + 1, rule)
+        if name not in (TARGET_PAGE_BITS, CAPABILITIES, UUID):
+            raise self._error(
+                "configuration.subsection.unknown", self._at(at + 1), f"subsection {name!r}"
+            )
+        at += 2 + len(name)
+        self._have(at + 4, rule)
+        version = self._int(at, 4)
+        if version != CONFIGURATION_SUBSECTION_VERSION:
+            raise self._error(
+                "configuration.subsection.version", self._at(at), f"version {version} of {name!r}"
+            )
+        at += 4
+        value: Any
+        if name == UUID:
+            self._have(at + UUID_SIZE, rule)
+            value = self._bytes(at, UUID_SIZE)
+            return ConfigurationSubsection(name, version, value), at + UUID_SIZE
+        self._have(at + 4, rule)
+        number = self._int(at, 4)
+        if name == TARGET_PAGE_BITS:
+            if not TARGET_PAGE_BITS_MIN <= number <= TARGET_PAGE_BITS_MAX:
+                raise self._error(
+                    "configuration.target-page-bits", self._at(at), f"{number} target page bits"
+                )
+            self._page_bits = number
+            return ConfigurationSubsection(name, version, number), at + 4
+        if number > LIMIT_CAPABILITIES:
+            raise self._error("limit.capabilities", self._at(at), f"{number} capabilities")
+        at += 4
+        names: list[str] = []
+        for _ in range(number):
+            capability = self._counted(at, rule)
+            if capability not in CAPABILITY_NAMES:
+                raise self._error(
+                    "configuration.capability.unknown",
+                    self._at(at),
+                    f"capability {capability!r}",
+                )
+            if capability in CAPABILITIES_THAT_CHANGE_RAM:
+                raise self._error(
+                    "configuration.capability.unsupported",
+                    self._at(at),
+                    f"capability {capability!r} changes what RAM sections hold",
+                )
+            names.append(capability)
+            at += 1 + len(capability)
+        return ConfigurationSubsection(name, version, names), at
+
+    # Records
+
+    def _read_type(self) -> bool:
+        self._label = None
+        self._have(1, "stream.truncated")
+        kind = self._data[self._pos]
+        if kind in (SECTION_START, SECTION_FULL):
+            return self._read_section_start(kind)
+        if kind in (SECTION_PART, SECTION_END):
+            return self._read_section_part(kind)
+        if kind == EOF:
+            self._events.append(Eof(self._at(0)))
+            self._pos += 1
+            self._step = self._read_after_eof
+            return True
+        if kind == COMMAND:
+            return self._read_command()
+        if kind == CONFIGURATION:
+            if self._at(0) == CONFIGURATION_OFFSET:
+                return self._read_configuration()
+            raise self._error(
+                "configuration.misplaced", self._at(0), "a configuration not behind the file header"
+            )
+        if kind == VMDESCRIPTION:
+            raise self._error("vmdesc.misplaced", self._at(0), "a VMDESCRIPTION before the EOF mark")
+        if kind == SECTION_FOOTER:
+            raise self._error("footer.unexpected", self._at(0), "a footer where a record begins")
+        raise self._error("section.type", self._at(0), f"record type {kind:#04x}")
+
+    def _read_command(self) -> bool:
+        rule = "command.truncated"
+        self._have(5, rule)
+        number, length = self._int(1, 2), self._int(3, 2)
+        if number not in COMMAND_NAMES:
+            raise self._error("command.unknown", self._at(1), f"command {number}")
+        allowed = COMMAND_LENGTHS.get(number)
+        if allowed is not None:
+            bad = length not in allowed
+        elif number == CMD_POSTCOPY_RAM_DISCARD:
+            bad = length < RAM_DISCARD_LENGTH_MIN
+        else:
+            bad = length < 1
+        if bad:
+            raise self._error(
+                "command.length", self._at(3), f"{COMMAND_NAMES[number]} of {length} bytes"
+            )
+        self._have(5 + length, rule)
+        payload = self._bytes(5, length)
+        package = b""
+        size = 5 + length
+        if number == CMD_POSTCOPY_RAM_DISCARD:
+            ranges = length - 3 - payload[1]
+            if (
+                payload[0] != RAM_DISCARD_VERSION
+                or ranges < RAM_DISCARD_RANGE_SIZE
+                or ranges % RAM_DISCARD_RANGE_SIZE
+                or payload[2 + payload[1]]
+            ):
+                raise self._error(
+                    "command.postcopy-ram-discard.payload",
+                    self._at(5),
+                    "not version 0, a block name and ranges",
+                )
+        elif number == CMD_RECV_BITMAP:
+            if payload[0] + 1 != length:
+                raise self._error(
+                    "command.recv-bitmap.payload", self._at(5), "not one counted block name"
+                )
+        elif number == CMD_PACKAGED:
+            count = int.from_bytes(payload, "big")
+            if count == 0:
+                raise self._error("command.packaged.empty", self._at(5), "an empty package")
+            if count > LIMIT_PACKAGED:
+                raise self._error("limit.packaged", self._at(5), f"a package of {count} bytes")
+            self._have(size + count, rule)
+            package = self._bytes(size, count)
+            size += count
+        self._events.append(Command(self._at(0), number, payload, package))
+        self._pos += size
+        return True
+
+    def _read_section_start(self, kind: int) -> bool:
+        rule = "section.truncated"
+        self._have(6, rule)
+        length = self._data[self._pos + 5]
+        if not length:
+            raise self._error("section.idstr.empty", self._at(5), "the idstr is empty")
+        idstr = self._counted(5, rule)
+        self._label = idstr
+        at = 6 + length
+        self._have(at + 8, rule)
+        section_id, instance_id, version_id = self._int(1, 4), self._int(at, 4), self._int(at + 4, 4)
+        newest = LIVE_VERSIONS.get(idstr)
+        if newest is not None and version_id > newest:
+            raise self._error(
+                "section.version.newer-than-supported",
+                self._at(at + 4),
+                f"version {version_id}, supported up to {newest}",
+            )
+        section = Section(self._at(0), kind, section_id, idstr, instance_id, version_id)
+        if idstr == RAM_IDSTR and not self.ram_version:
+            self.ram_version = version_id
+        live = _is_live(section)
+        if not live and not self._searched:
+            self._wait(at + 8)
+            self._searched = True
+            self._description = find_description(self._data)
+        known = self._ids.get(section_id)
+        if known is not None and (known.idstr, known.instance_id) != (idstr, instance_id):
+            self._find(
+                "section.id.reused",
+                self._at(1),
+                f"section id {section_id} already stands for {known.idstr!r}",
+            )
+        if not live:
+            self._look_up(section, self._at(at + 4))
+        self._ids[section_id] = section
+        self._begin(section, at + 8)
+        return True
+
+    def _look_up(self, section: Section, version_at: int) -> None:
+        """Find the section's entry in the description."""
+        key = (section.idstr, section.instance_id)
+        entry: dict[str, Any] | None = None
+        if self._description is not None:
+            entry = self._description.device(
+                section.idstr, section.instance_id, self._occurrences.get(key, 0)
+            )
+            self._occurrences[key] = self._occurrences.get(key, 0) + 1
+        if entry is not None:
+            version = entry.get("version")
+            if type(version) is int and version != section.version_id:
+                raise self._error(
+                    "section.version.differs-from-description",
+                    version_at,
+                    f"version {section.version_id}, described as {version}",
+                )
+        self._entries[section.section_id] = entry
+
+    def _read_section_part(self, kind: int) -> bool:
+        self._have(5, "section.truncated")
+        section_id = self._int(1, 4)
+        first = self._ids.get(section_id)
+        if first is None:
+            raise self._error(
+                "section.id.unknown", self._at(1), f"no section has had the id {section_id}"
+            )
+        self._label = first.idstr
+        self._begin(
+            Section(
+                self._at(0), kind, section_id, first.idstr, first.instance_id, first.version_id
+            ),
+            5,
+        )
+        return True
+
+    def _begin(self, section: Section, size: int) -> None:
+        self._events.append(section)
+        self._section = section
+        self._pos += size
+        if not _is_live(section):
+            self._step = self._read_device
+        elif section.idstr == RAM_IDSTR:
+            self._ram.start()
+            if not self._ram.page_size:
+                self._ram.page_size = self._stated_page_size() or 0
+            self._step = self._read_ram
+        elif section.idstr == HTAB_IDSTR:
+            self._step = self._read_htab
+        else:
+            self._step = self._read_attributes
+
+    def _stated_page_size(self) -> int | None:
+        if self._page_bits:
+            return 1 << self._page_bits
+        return self._description.page_size if self._description is not None else None
+
+    # Bodies
+
+    def _read_ram(self) -> bool:
+        ram = self._ram
+        self._pos = int(ram.read(self._data, self._pos, self._base, self._final))
+        if ram.done:
+            self._end_body()
+            return True
+        self._have(max(int(ram.need), len(self._data) - self._pos + 1), "ram.truncated")
+        return True
+
+    def _read_htab(self) -> bool:
+        rule = "htab.truncated"
+        self._have(4, rule)
+        header = self._int(0, 4)
+        self._events.append(HtabHeader(self._at(0), header))
+        self._pos += 4
+        if header:
+            self._end_body()
+        else:
+            self._step = self._read_htab_chunk
+        return True
+
+    def _read_htab_chunk(self) -> bool:
+        rule = "htab.truncated"
+        self._have(8, rule)
+        index, valid, invalid = self._int(0, 4), self._int(4, 2), self._int(6, 2)
+        size = valid * HTAB_ENTRY_SIZE
+        self._have(8 + size, rule)
+        self._events.append(
+            HtabChunk(self._at(0), index, valid, invalid, self._bytes(8, size))
+        )
+        self._pos += 8 + size
+        if not (index or valid or invalid):
+            self._end_body()
+        return True
+
+    def _read_attributes(self) -> bool:
+        rule = "storage-attributes.truncated"
+        self._have(8, rule)
+        word = self._int(0, 8)
+        flag = word & STORAGE_ATTRIBUTES_FLAG_MASK
+        size = 8
+        data = b""
+        if flag == STORAGE_ATTRIBUTES_MORE:
+            self._have(16, rule)
+            count = self._int(8, 8)
+            self._have(16 + count, rule)
+            data = self._bytes(16, count)
+            size = 16 + count
+        elif flag not in (STORAGE_ATTRIBUTES_EOS, STORAGE_ATTRIBUTES_DONE):
+            raise self._error("storage-attributes.flags", self._at(0), f"flags {flag:#x}")
+        self._events.append(AttributesWord(self._at(0), flag, word - flag, data))
+        self._pos += size
+        if flag == STORAGE_ATTRIBUTES_EOS:
+            self._end_body()
+        return True
+
+    def _read_device(self) -> bool:
+        assert self._section is not None
+        entry = self._entries.get(self._section.section_id)
+        if entry is None:
+            return self._read_undescribed()
+        try:
+            kind, state, end = vmstate.decode(
+                entry, self._data, self._pos, self._base, self._section.idstr
+            )
+        except vmstate.EndOfData:
+            have = len(self._data) - self._pos
+            self._have(2 * have + 1, "vmstate.truncated")
+            raise
+        size = end - self._pos
+        raw = self._bytes(0, size) if kind == "buffer" else b""
+        layout = entry if kind == "vmstate" else None
+        self._events.append(Device(self._at(0), kind, size, state, layout, raw))
+        self._pos = end
+        self._end_body()
+        return True
+
+    def _read_undescribed(self) -> bool:
+        assert self._section is not None
+        self._wait(0)
+        start = self._at(0)
+        self._find("section.body.undescribed", start, "nothing describes the body")
+        size = -1
+        if self.footers or (self.footers is None and self.configured):
+            size = self._distance_to_footer(self._section.section_id)
+        if size < 0:
+            if self.footers:
+                end = self._base + len(self._data)
+                raise self._error("section.truncated", end, "the input ends before the footer")
+            self.footers = False
+            raw = self._data[self._pos :]
+            self._find("stream.undelimited", start, "nothing delimits the body")
+            self._events.append(Device(start, "undelimited", len(raw), None, None, raw))
+            self._pos = len(self._data)
+            if not raw or raw[-1] != EOF:
+                raise self._error(
+                    "stream.eof-mark",
+                    self._base + len(self._data) - (1 if raw else 0),
+                    "the input does not end with the EOF mark",
+                )
+            self._step = self._stop
+            return True
+        self.footers = True
+        self._events.append(Device(start, "opaque", size, None, None, self._bytes(0, size)))
+        self._pos += size
+        self._end_body()
+        return True
+
+    def _distance_to_footer(self, section_id: int) -> int:
+        mark = struct.pack(">BI", SECTION_FOOTER, section_id)
+        found = self._data.find(mark, self._pos)
+        while found >= 0:
+            after = found + 5
+            if after == len(self._data) or self._data[after] in _AFTER_FOOTER:
+                return found - self._pos
+            found = self._data.find(mark, found + 1)
+        return -1
+
+    def _end_body(self) -> None:
+        self._events.append(BodyEnd(self._at(0)))
+        self._step = self._read_footer
+
+    def _read_footer(self) -> bool:
+        if self.footers is None:
+            if len(self._data) == self._pos:
+                if not self._final:
+                    raise _NeedMore(1)
+                self._step = self._read_type
+                return True
+            self.footers = self._data[self._pos] == SECTION_FOOTER
+        if self.footers:
+            assert self._section is not None
+            self._have(1, "section.truncated")
+            mark = self._data[self._pos]
+            if mark != SECTION_FOOTER:
+                raise self._error("footer.missing", self._at(0), f"{mark:#04x} instead of a footer")
+            self._have(5, "footer.truncated")
+            section_id = self._int(1, 4)
+            if section_id != self._section.section_id:
+                raise self._error(
+                    "footer.id",
+                    self._at(1),
+                    f"footer of section {section_id}, not {self._section.section_id}",
+                )
+            self._events.append(Footer(self._at(0), section_id))
+            self._pos += 5
+        self._step = self._read_type
+        return True
+
+    # Waiting for the description
+
+    def _wait(self, at: int) -> None:
+        """Go on only when the input is complete: what tells where bodies end is its last part."""
+        if self._final:
+            return
+        waiting = len(self._data) - self._pos
+        if waiting > self._undescribed_limit:
+            raise self._error(
+                "limit.undescribed",
+                self._at(at),
+                f"{waiting} bytes wait for the description that ends the stream",
+            )
+        raise _NeedMore(self._undescribed_limit + 1)
+
+    # The end
+
+    def _read_after_eof(self) -> bool:
+        if len(self._data) == self._pos:
+            return False
+        if self._data[self._pos] != VMDESCRIPTION:
+            self._find("stream.trailing-data", self._at(0), "data behind the EOF mark")
+            self._step = self._skip
+            return True
+        rule = "vmdesc.truncated"
+        self._have(5, rule)
+        length = self._int(1, 4)
+        if length > LIMIT_VMDESC:
+            raise self._error("limit.vmdesc-size", self._at(1), f"a text of {length} bytes")
+        self._have(5 + length, rule)
+        text = self._bytes(5, length)
+        try:
+            description = Description(text)
+        except DescriptionError as e:
+            raise self._error(e.rule, self._at(5), str(e)) from None
+        self._events.append(VmDescription(self._at(0), text, len(description.devices)))
+        if self._page_bits and description.page_size not in (None, 1 << self._page_bits):
+            self._find(
+                "vmdesc.page-size",
+                self._at(0),
+                f"pages of {description.page_size} bytes, {1 << self._page_bits} configured",
+            )
+        self.described = True
+        self._pos += 5 + length
+        self._step = self._read_behind
+        return True
+
+    def _read_behind(self) -> bool:
+        if len(self._data) > self._pos:
+            self._find("stream.trailing-data", self._at(0), "data behind the stream")
+            self._step = self._skip
+            return True
+        return False
+
+    def _skip(self) -> bool:
+        self.trailing = True
+        self._pos = len(self._data)
+        return False
+
+    def _stop(self) -> bool:
+        return False
+
+    # Versions 1 and 2
+
+    def _within(self, at: int) -> None:
+        """The record's first ``at`` bytes lie within the stream and are there."""
+        if 0 <= self._end < self._at(at):
+            raise self._error(
+                "record.outside-total",
+                self._at(0),
+                f"the record exceeds the total length, which ends at offset {self._end}",
+            )
+        self._have(at, "record.truncated")
+
+    def _read_legacy(self) -> bool:
+        self._label = None
+        here = self._at(0)
+        if here == self._end:
+            self._step = self._read_behind
+            return True
+        if len(self._data) == self._pos:
+            if self._end >= 0:
+                self._have(1, "stream.truncated")
+            return False
+        self._within(1)
+        length = self._data[self._pos]
+        self._within(1 + length)
+        idstr = self._bytes(1, length).decode("latin-1")
+        self._label = idstr
+        at = 1 + length
+        self._within(at + 12)
+        size = self._int(at + 8, 4)
+        if size >= 1 << 31:
+            raise self._error("record.length", self._at(at + 8), f"a body of {size} bytes")
+        if 0 <= self._end < self._at(at + 12 + size):
+            self._within(at + 12 + size)
+        self._events.append(
+            Section(here, 0, 0, idstr, self._int(at, 4), self._int(at + 4, 4), size)
+        )
+        self._pos += at + 12
+        self._left = size
+        self._step = self._read_legacy_body
+        return True
+
+    def _read_legacy_body(self) -> bool:
+        piece = min(self._left, len(self._data) - self._pos)
+        if self._sink is not None and piece:
+            self._sink.body_data(self._data, self._pos, self._pos + piece)
+        self._pos += piece
+        self._left -= piece
+        if self._left:
+            self._have(1, "record.truncated")
+        self._events.append(BodyEnd(self._at(0)))
+        self._step = self._read_legacy
+        return True
+
+
+def _is_live(section: Section) -> bool:
+    """Whether the body frames itself in the version at hand."""
+    return LIVE_VERSIONS.get(section.idstr) == section.version_id

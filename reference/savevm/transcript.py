@@ -1,0 +1,314 @@
+"""The transcript of a stream: what a reader understood of it, as JSON.
+
+Every implementation gives the same transcript for the same bytes, so it is what they are compared
+by.  Byte strings are lower-case hex, names are Latin-1, offsets and lengths are in bytes.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any, Final
+
+from mypy_extensions import i64
+from savevm_spec.constants import (
+    COMMAND_NAMES,
+    HTAB_IDSTR,
+    RAM_EOS,
+    RAM_HOOK,
+    RAM_IDSTR,
+    RAM_MULTIFD_FLUSH,
+    SECTION_NAMES,
+    STORAGE_ATTRIBUTES_DONE,
+    STORAGE_ATTRIBUTES_EOS,
+    STORAGE_ATTRIBUTES_MORE,
+)
+from savevm_spec.dialects import dialect
+
+from savevm.rebuild import Rebuilder
+from savevm.sink import Sink
+from savevm.stream.events import (
+    AttributesWord,
+    BodyEnd,
+    Command,
+    Configuration,
+    Device,
+    Eof,
+    Event,
+    Finding,
+    Footer,
+    Header,
+    HtabChunk,
+    HtabHeader,
+    PageRun,
+    RamBlocks,
+    RamWord,
+    Section,
+    VmDescription,
+)
+from savevm.stream.reader import Reader
+from savevm.vmdesc import find_description
+
+__all__ = ["Transcriber", "rebuild", "transcribe"]
+
+_ATTRIBUTE_FLAGS: Final = {
+    STORAGE_ATTRIBUTES_EOS: "eos",
+    STORAGE_ATTRIBUTES_MORE: "more",
+    STORAGE_ATTRIBUTES_DONE: "done",
+}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def jsonable(value: Any) -> Any:
+    """A decoded device state with its byte strings as hex."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list):
+        return [jsonable(v) for v in value]
+    if isinstance(value, dict):
+        return {k: jsonable(v) for k, v in value.items()}
+    return value
+
+
+class Memory(Sink):
+    """Last contents of every page that is not all zero, and the hash of version 1 and 2 bodies."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, dict[int, bytes]] = {}
+        self.page_size = 0
+        self.body = hashlib.sha256()
+        self._partial = bytearray()
+
+    def block(self, name: str, used_length: int, page_size: int) -> None:
+        self.page_size = page_size
+
+    def page_data(self, block: str, address: i64, data: bytes, start: i64, end: i64) -> None:
+        self._partial += data[start:end]
+        if len(self._partial) == self.page_size:
+            page = bytes(self._partial)
+            self._partial.clear()
+            self._put(block, address + (end - start) - len(page), page)
+
+    def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
+        pages = self.pages.get(block)
+        if byte == 0 and not pages:
+            return
+        page = bytes((byte,)) * self.page_size
+        for at in range(address, address + count * self.page_size, self.page_size):
+            self._put(block, at, page)
+
+    def _put(self, block: str, address: int, page: bytes) -> None:
+        pages = self.pages.setdefault(block, {})
+        if page.count(0) == len(page):
+            pages.pop(address, None)
+        else:
+            pages[address] = page
+
+    def body_data(self, data: bytes, start: i64, end: i64) -> None:
+        self.body.update(data[start:end])
+
+    def digest(self, block: str) -> str:
+        """SHA-256 over address (be64) and contents of each page that is not all zero."""
+        digest = hashlib.sha256()
+        for address, page in sorted(self.pages.get(block, {}).items()):
+            digest.update(address.to_bytes(8, "big"))
+            digest.update(page)
+        return digest.hexdigest()
+
+
+class Transcriber:
+    """Collects the events of one stream.  ``memory`` must be the reader's sink for RAM digests."""
+
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = memory
+        self.records: list[dict[str, Any]] = []
+        self.findings: list[dict[str, Any]] = []
+        self._current: dict[str, Any] = {}
+        self._body: dict[str, Any] = {}
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Take the next events."""
+        for event in events:
+            self._add(event)
+
+    def _add(self, event: Event) -> None:
+        match event:
+            case PageRun():
+                kind = "normal" if event.fill < 0 else "fill" if event.fill else "zero"
+                pages = self._body["pages"].setdefault(
+                    event.block, {"zero": 0, "fill": 0, "normal": 0}
+                )
+                pages[kind] += event.count
+            case RamWord():
+                if event.word == RAM_HOOK:
+                    self._body["hooks"] += 1
+                elif event.word == RAM_MULTIFD_FLUSH:
+                    self._body["multifd_flushes"] += 1
+                else:
+                    assert event.word == RAM_EOS
+            case RamBlocks():
+                self._body["blocks"] += [
+                    {"idstr": name, "used_length": used} for name, used in event.blocks
+                ]
+            case Section():
+                self._section(event)
+            case Device():
+                self._device(event)
+            case BodyEnd():
+                self._end_body(event)
+            case Footer():
+                self._current["footer"] = True
+            case HtabHeader():
+                self._body.update(kind="htab", header=event.header, chunks=[])
+                self._body["offset"] = event.offset
+            case HtabChunk():
+                self._body["chunks"].append(
+                    [event.index, event.valid, event.invalid, event.entries.hex()]
+                )
+            case AttributesWord():
+                word: dict[str, Any] = {
+                    "flag": _ATTRIBUTE_FLAGS[event.flag],
+                    "address": event.address,
+                }
+                if event.flag == STORAGE_ATTRIBUTES_MORE:
+                    word["data"] = event.data.hex()
+                self._body["words"].append(word)
+            case Finding():
+                self.findings.append(
+                    {"rule": event.rule, "offset": event.offset, "section": event.section}
+                )
+            case Header():
+                self._record("header", event, version=event.version)
+                if event.version == 2:
+                    self._current["total_length"] = event.total_length
+            case Configuration():
+                self._record("configuration", event, machine=event.machine)
+                self._current["subsections"] = [
+                    {
+                        "name": s.name,
+                        "version": s.version,
+                        s.name.rpartition("/")[2].replace("-", "_"): jsonable(s.value),
+                    }
+                    for s in event.subsections
+                ]
+            case Command():
+                self._record(
+                    "command",
+                    event,
+                    command=event.number,
+                    name=COMMAND_NAMES[event.number],
+                    payload=event.payload.hex(),
+                )
+                if event.package:
+                    self._current["package"] = {
+                        "length": len(event.package),
+                        "sha256": _sha256(event.package),
+                    }
+            case Eof():
+                self._record("eof", event)
+            case VmDescription():
+                self._record(
+                    "vmdescription", event, length=len(event.text), devices=event.devices
+                )
+
+    def _record(self, kind: str, event: Event, **values: Any) -> None:
+        self._current = {"record": kind, "offset": event.offset, **values}
+        self.records.append(self._current)
+
+    def _section(self, event: Section) -> None:
+        self._record(
+            SECTION_NAMES.get(event.type, "record"),
+            event,
+            idstr=event.idstr,
+            instance_id=event.instance_id,
+            version_id=event.version_id,
+        )
+        size = len(event.idstr) + 13
+        if event.type:
+            size = size + 1 if event.type in (1, 4) else 5
+            self._current["section_id"] = event.section_id
+            self._current["footer"] = False
+        offset = event.offset + size
+        if event.type == 0:
+            offset += 4
+            self._body = {"kind": "buffer", "length": event.body_length}
+            if self.memory is not None:
+                self.memory.body = hashlib.sha256()
+        elif event.idstr == RAM_IDSTR:
+            self._body = {
+                "kind": "ram",
+                "blocks": [],
+                "pages": {},
+                "hooks": 0,
+                "multifd_flushes": 0,
+            }
+        elif event.idstr == HTAB_IDSTR:
+            self._body = {}
+        else:
+            self._body = {"kind": "storage-attributes", "words": []}
+        self._body["offset"] = offset
+        self._current["body"] = self._body
+
+    def _device(self, event: Device) -> None:
+        self._body = {"kind": event.kind, "offset": event.offset, "length": event.length}
+        if event.kind == "vmstate":
+            self._body.update(jsonable(event.state))
+        else:
+            self._body["sha256"] = _sha256(event.raw)
+        self._current["body"] = self._body
+
+    def _end_body(self, event: BodyEnd) -> None:
+        self._body["length"] = event.offset - self._body["offset"]
+        if self._current["record"] == "record" and self.memory is not None:
+            self._body["sha256"] = self.memory.body.hexdigest()
+
+    def result(self, reader: Reader) -> dict[str, Any]:
+        """The transcript, once ``reader`` has finished."""
+        error = reader.error
+        return {
+            "dialect": dialect(
+                reader.version,
+                configuration=reader.configured,
+                vmdescription=reader.described,
+                ram_version=reader.ram_version,
+            ),
+            "version": reader.version,
+            "page_size": reader.page_size,
+            "footers": reader.footers,
+            "records": self.records,
+            "ram": [
+                {
+                    "idstr": name,
+                    "used_length": used,
+                    "digest": self.memory.digest(name) if self.memory is not None else None,
+                }
+                for name, used in reader.blocks.items()
+            ],
+            "findings": self.findings,
+            "error": error
+            and {
+                "rule": error.rule,
+                "offset": error.offset,
+                "section": error.section,
+                "errno": error.errno_name,
+            },
+        }
+
+
+def transcribe(data: bytes) -> dict[str, Any]:
+    """Transcript of a whole stream.  Never raises for bad input: see its "error"."""
+    memory = Memory()
+    reader = Reader(description=find_description(data), sink=memory)
+    transcriber = Transcriber(memory)
+    transcriber.add(reader.feed(data))
+    transcriber.add(reader.finish())
+    return transcriber.result(reader)
+
+
+def rebuild(data: bytes) -> bytes:
+    """``data`` built again from the events that reading it gives, as far as it could be read."""
+    rebuilder = Rebuilder()
+    reader = Reader(description=find_description(data), sink=rebuilder.sink)
+    out = rebuilder.write(reader.feed(data), reader)
+    return out + rebuilder.write(reader.finish(), reader)

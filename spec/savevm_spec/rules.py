@@ -1,0 +1,46 @@
+"""The rules of ``rules.toml``, by id."""
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Final, Literal
+
+ERRNOS: Final = ("EINVAL", "EIO", "ENOENT", "ENOTSUP", "ERANGE", "EFBIG")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One normative sentence.  ``errno`` is None for rules whose violation is only reported."""
+
+    id: str
+    level: Literal["MUST", "SHOULD", "MAY"]
+    binds: tuple[str, ...]
+    violation: Literal["reject", "report"]
+    errno: str | None
+    sentence: str
+    at: str
+    since: str | None
+    until: str | None
+    origin: str
+
+
+@cache
+def rules() -> dict[str, Rule]:
+    """All rules in the order of the file."""
+    table = tomllib.loads(files(__package__).joinpath("rules.toml").read_text("utf-8"))
+    return {
+        id: Rule(
+            id=id,
+            level=entry["level"],
+            binds=tuple(entry["binds"]),
+            violation=entry["violation"],
+            errno=entry.get("errno"),
+            sentence=entry["sentence"],
+            at=entry["at"],
+            since=entry.get("since"),
+            until=entry.get("until"),
+            origin=entry["origin"],
+        )
+        for id, entry in table.items()
+    }
