@@ -1,6 +1,5 @@
 """Reference implementation of QEMU's savevm / migration stream."""
 
-from importlib.util import find_spec
 from typing import Final
 
 __version__: Final = "0.1.0"
@@ -8,6 +7,6 @@ __version__: Final = "0.1.0"
 
 def build() -> str:
     """How the hot modules were built: ``"compiled"`` (mypyc) or ``"pure Python"``."""
-    spec = find_spec("savevm.stream.ram")
-    compiled = spec is not None and (spec.origin or "").endswith((".so", ".pyd"))
-    return "compiled" if compiled else "pure Python"
+    from savevm.stream import ram
+
+    return "pure Python" if (ram.__file__ or "").endswith(".py") else "compiled"

@@ -1,6 +1,7 @@
 """RAM blocks into sparse raw files."""
 
 import os
+from collections.abc import Callable
 from typing import Final
 
 from mypy_extensions import i64
@@ -32,7 +33,7 @@ class _BlockFile:
             end = start + self.used_length - address
             if end <= start:
                 return
-        if address != self._end or len(self._pieces) >= _GATHER:
+        if not self._pieces or address != self._end or len(self._pieces) >= _GATHER:
             self.flush()
             self._start = address
             self._end = address
@@ -97,26 +98,23 @@ class _BlockFile:
 
 
 class BlockFiles(Sink):
-    """Writes pages to files that ``open_block`` (name, used length) → fd has given.
+    """Writes pages to files that ``open_block(name, used_length)`` has given, as descriptors.
 
     A page behind the used length (blocks need not be whole pages) is cut there.  ``OSError`` of the
     file system is raised as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, open_block: Callable[[str, int], int]) -> None:
+        self._open_block = open_block
         self._blocks: dict[str, _BlockFile] = {}
         self._name = ""
         self._block: _BlockFile | None = None
         self.fds: dict[str, int] = {}
 
     def block(self, name: str, used_length: int, page_size: int) -> None:
-        fd = self.open_block(name, used_length)
+        fd = self._open_block(name, used_length)
         self.fds[name] = fd
         self._blocks[name] = _BlockFile(fd, used_length, page_size)
-
-    def open_block(self, name: str, used_length: int) -> int:
-        """File descriptor for the block's contents, of ``used_length`` bytes."""
-        raise NotImplementedError
 
     def _select(self, block: str) -> _BlockFile:
         if self._block is None or block != self._name:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Final
 
-from savevm_spec.constants import LIMIT_DESCRIPTION_WINDOW
-
 from savevm.vmdesc import Description, find_description
+from savevm_spec.constants import LIMIT_DESCRIPTION_WINDOW
 
 __all__ = ["Source"]
 

@@ -5,23 +5,11 @@ by.  Byte strings are lower-case hex, names are Latin-1, offsets and lengths are
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
 from mypy_extensions import i64
-from savevm_spec.constants import (
-    COMMAND_NAMES,
-    HTAB_IDSTR,
-    RAM_EOS,
-    RAM_HOOK,
-    RAM_IDSTR,
-    RAM_MULTIFD_FLUSH,
-    SECTION_NAMES,
-    STORAGE_ATTRIBUTES_DONE,
-    STORAGE_ATTRIBUTES_EOS,
-    STORAGE_ATTRIBUTES_MORE,
-)
-from savevm_spec.dialects import dialect
 
 from savevm.rebuild import Rebuilder
 from savevm.sink import Sink
@@ -46,6 +34,19 @@ from savevm.stream.events import (
 )
 from savevm.stream.reader import Reader
 from savevm.vmdesc import find_description
+from savevm_spec.constants import (
+    COMMAND_NAMES,
+    HTAB_IDSTR,
+    RAM_EOS,
+    RAM_HOOK,
+    RAM_IDSTR,
+    RAM_MULTIFD_FLUSH,
+    SECTION_NAMES,
+    STORAGE_ATTRIBUTES_DONE,
+    STORAGE_ATTRIBUTES_EOS,
+    STORAGE_ATTRIBUTES_MORE,
+)
+from savevm_spec.dialects import dialect
 
 __all__ = ["Transcriber", "rebuild", "transcribe"]
 
@@ -72,12 +73,12 @@ def jsonable(value: Any) -> Any:
 
 
 class Memory(Sink):
-    """Last contents of every page that is not all zero, and the hash of version 1 and 2 bodies."""
+    """Last contents of every page that is not all zero, and the hashes of version 1 and 2 bodies."""
 
     def __init__(self) -> None:
         self.pages: dict[str, dict[int, bytes]] = {}
         self.page_size = 0
-        self.body = hashlib.sha256()
+        self.bodies: deque[hashlib._Hash] = deque()
         self._partial = bytearray()
 
     def block(self, name: str, used_length: int, page_size: int) -> None:
@@ -105,8 +106,11 @@ class Memory(Sink):
         else:
             pages[address] = page
 
+    def record(self, length: i64) -> None:
+        self.bodies.append(hashlib.sha256())
+
     def body_data(self, data: bytes, start: i64, end: i64) -> None:
-        self.body.update(data[start:end])
+        self.bodies[-1].update(data[start:end])
 
     def digest(self, block: str) -> str:
         """SHA-256 over address (be64) and contents of each page that is not all zero."""
@@ -163,9 +167,9 @@ class Transcriber:
                 self._body.update(kind="htab", header=event.header, chunks=[])
                 self._body["offset"] = event.offset
             case HtabChunk():
-                self._body["chunks"].append(
-                    [event.index, event.valid, event.invalid, event.entries.hex()]
-                )
+                chunk = [event.index, event.valid, event.invalid, event.entries.hex()]
+                if any(chunk):
+                    self._body["chunks"].append(chunk)
             case AttributesWord():
                 word: dict[str, Any] = {
                     "flag": _ATTRIBUTE_FLAGS[event.flag],
@@ -208,9 +212,7 @@ class Transcriber:
             case Eof():
                 self._record("eof", event)
             case VmDescription():
-                self._record(
-                    "vmdescription", event, length=len(event.text), devices=event.devices
-                )
+                self._record("vmdescription", event, length=len(event.text), devices=event.devices)
 
     def _record(self, kind: str, event: Event, **values: Any) -> None:
         self._current = {"record": kind, "offset": event.offset, **values}
@@ -231,10 +233,7 @@ class Transcriber:
             self._current["footer"] = False
         offset = event.offset + size
         if event.type == 0:
-            offset += 4
-            self._body = {"kind": "buffer", "length": event.body_length}
-            if self.memory is not None:
-                self.memory.body = hashlib.sha256()
+            self._body = {"kind": "buffer"}
         elif event.idstr == RAM_IDSTR:
             self._body = {
                 "kind": "ram",
@@ -261,7 +260,7 @@ class Transcriber:
     def _end_body(self, event: BodyEnd) -> None:
         self._body["length"] = event.offset - self._body["offset"]
         if self._current["record"] == "record" and self.memory is not None:
-            self._body["sha256"] = self.memory.body.hexdigest()
+            self._body["sha256"] = self.memory.bodies.popleft().hexdigest()
 
     def result(self, reader: Reader) -> dict[str, Any]:
         """The transcript, once ``reader`` has finished."""

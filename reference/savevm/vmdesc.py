@@ -125,9 +125,9 @@ def find_description(data: bytes) -> Description | None:
         candidates = _candidates(data, start)
         exact = [c for c in candidates if c[1] == len(data)]
         last = start == 0 or window >= LIMIT_DESCRIPTION_WINDOW
-        for text, end in (
-            exact + [c for c in candidates if c[1] != len(data)] if last else exact
-        )[:LIMIT_DESCRIPTION_CANDIDATES]:
+        for text, end in (exact + [c for c in candidates if c[1] != len(data)] if last else exact)[
+            :LIMIT_DESCRIPTION_CANDIDATES
+        ]:
             try:
                 return Description(data[text:end])
             except DescriptionError:

@@ -8,6 +8,8 @@ All integers are big-endian.
 
 from typing import Any, Final
 
+from savevm.errors import stream_error
+from savevm.vmdesc import JsonObject
 from savevm_spec.constants import (
     LIST_ELEMENT,
     LIST_END,
@@ -16,9 +18,6 @@ from savevm_spec.constants import (
     SUBSECTION,
 )
 from savevm_spec.devices import pointer_arrays
-
-from savevm.errors import stream_error
-from savevm.vmdesc import JsonObject
 
 __all__ = ["EndOfData", "by_name", "decode", "encode"]
 

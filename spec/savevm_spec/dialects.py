@@ -1,11 +1,9 @@
 """The dialects of the stream, as data: which releases write them and how their bytes differ."""
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
+class Dialect(NamedTuple):
     """A way of writing the stream.  Releases are QEMU releases; ``until`` None: still written."""
 
     name: str

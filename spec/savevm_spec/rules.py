@@ -1,16 +1,13 @@
 """The rules of ``rules.toml``, by id."""
 
-import tomllib
-from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from typing import Final, Literal
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
 
 ERRNOS: Final = ("EINVAL", "EIO", "ENOENT", "ENOTSUP", "ERANGE", "EFBIG")
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One normative sentence.  ``errno`` is None for rules whose violation is only reported."""
 
     id: str
@@ -28,7 +25,10 @@ class Rule:
 @cache
 def rules() -> dict[str, Rule]:
     """All rules in the order of the file."""
-    table = tomllib.loads(files(__package__).joinpath("rules.toml").read_text("utf-8"))
+    # Not needed as long as no rule is broken, and then start-up time counts.
+    import tomllib
+
+    table = tomllib.loads(Path(__file__).with_name("rules.toml").read_text("utf-8"))
     return {
         id: Rule(
             id=id,

@@ -45,8 +45,21 @@ class _Lazy(click.Group):
             formatter.write_dl(list(_SUMMARIES.items()))
 
 
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"savevm {savevm.__version__} ({savevm.build()})")
+        ctx.exit()
+
+
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(savevm.__version__, message=f"savevm %(version)s ({savevm.build()})")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Show the version and how it was built.",
+)
 def main() -> None:
     """Read, check and take apart QEMU savevm / migration streams.
 

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-from savevm_spec.rules import rules
 
 from savevm.errors import StreamError
 from savevm.source import Source
 from savevm.stream.events import Finding
+from savevm_spec.rules import rules
 
 # Below this size no progress bar is worth its start-up.
 _LONG = 64 << 20
@@ -68,9 +68,7 @@ def chunks(source: Source) -> Iterator[bytes]:
                 pending = 0
 
 
-def problem(
-    rule: str, offset: int, section: str | None, detail: str
-) -> dict[str, Any]:
+def problem(rule: str, offset: int, section: str | None, detail: str) -> dict[str, Any]:
     """A broken rule as JSON."""
     known = rules()[rule]
     return {
@@ -97,7 +95,7 @@ def of_finding(finding: Finding) -> dict[str, Any]:
 
 def is_broken(problem: dict[str, Any]) -> bool:
     """Whether the stream is wrong, not just unusual."""
-    return problem["violation"] == "reject" or problem["level"] == "MUST"
+    return bool(problem["violation"] == "reject" or problem["level"] == "MUST")
 
 
 def line(name: str, problem: dict[str, Any]) -> str:
@@ -116,5 +114,3 @@ def size(count: int) -> str:
         if count and count % (1 << shift) == 0:
             return f"{count >> shift} {unit}"
     return f"{count} B"
-
-

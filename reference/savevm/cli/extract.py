@@ -25,13 +25,14 @@ def _file_name(idstr: str) -> str:
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
-class _Files(BlockFiles):
+class _Files:
+    """The block files of a directory."""
+
     def __init__(self, directory: Path) -> None:
-        super().__init__()
         self.directory = directory
         self.names: dict[str, str] = {}
 
-    def open_block(self, name: str, used_length: int) -> int:
+    def open(self, name: str, used_length: int) -> int:
         self.names[name] = f"ram/{_file_name(name)}.raw"
         fd = os.open(
             self.directory / self.names[name],
@@ -64,7 +65,8 @@ def _device(section: Section, event: Device) -> dict[str, Any]:
 
 def _extract(source: Source, directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     files = _Files(directory)
-    reader = Reader(description=source.description(), sink=files)
+    sink = BlockFiles(files.open)
+    reader = Reader(description=source.description(), sink=sink)
     problems: list[dict[str, Any]] = []
     devices: list[dict[str, Any]] = []
     manifest: dict[str, Any] = {"savevm": savevm.__version__, "source": source.name}
@@ -89,10 +91,10 @@ def _extract(source: Source, directory: Path) -> tuple[dict[str, Any], list[dict
                 break
         take(reader.finish())
     finally:
-        files.close()
+        sink.close()
     for name in reader.blocks:
         if name not in files.names:
-            os.close(files.open_block(name, reader.blocks[name]))
+            os.close(files.open(name, reader.blocks[name]))
     if reader.error is not None:
         problems.append(of_error(reader.error))
     manifest["complete"] = reader.error is None

@@ -6,11 +6,21 @@ from typing import Any
 
 import click
 
-from savevm.cli.common import CannotRun, chunks, is_broken, line, of_error, of_finding, opened, problem
+from savevm.cli.common import (
+    CannotRun,
+    chunks,
+    is_broken,
+    line,
+    of_error,
+    of_finding,
+    opened,
+    problem,
+)
 from savevm.rebuild import Rebuilder
 from savevm.source import Source
 from savevm.stream.events import Event, Finding
 from savevm.stream.reader import Reader
+from savevm_spec.rules import rules
 
 
 class _Comparison:
@@ -78,7 +88,9 @@ def _with_grammar(source: Source, rebuild: bool) -> tuple[list[dict[str, Any]], 
         ) from None
     data = b"".join(chunks(source))
     stream = parse(data)
-    problems = [problem(f.rule, f.offset, f.section, f.detail) for f in stream.findings]
+    problems = [
+        problem(f.rule, f.offset, f.section, rules()[f.rule].sentence) for f in stream.findings
+    ]
     if stream.error is not None:
         error = stream.error
         problems.append(problem(error.rule, error.offset, error.section, error.detail))
@@ -91,7 +103,9 @@ def _with_grammar(source: Source, rebuild: bool) -> tuple[list[dict[str, Any]], 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--rebuild", is_flag=True, help="Also build the stream again from what was parsed, and compare.")
+@click.option(
+    "--rebuild", is_flag=True, help="Also build the stream again from what was parsed, and compare."
+)
 @click.option(
     "--with",
     "implementation",

@@ -3,6 +3,10 @@
 from typing import Final
 
 from mypy_extensions import i64
+
+from savevm.errors import stream_error
+from savevm.sink import Sink
+from savevm.stream.events import Event, Finding, PageRun, RamBlocks, RamWord
 from savevm_spec.constants import (
     LIMIT_RAM_BLOCKS,
     RAM_COMPRESS_PAGE,
@@ -21,10 +25,6 @@ from savevm_spec.constants import (
     RAM_XBZRLE,
     RAM_ZERO,
 )
-
-from savevm.errors import stream_error
-from savevm.sink import Sink
-from savevm.stream.events import Event, Finding, PageRun, RamBlocks, RamWord
 
 __all__ = ["RamBody"]
 
@@ -135,9 +135,7 @@ class RamBody:
             if word & 0xFF == RAM_MEM_SIZE:
                 self.flush()
                 if top >= 0x80:
-                    raise self._error(
-                        "limit.ram-size", base + pos, "RAM of 2^63 bytes or more"
-                    )
+                    raise self._error("limit.ram-size", base + pos, "RAM of 2^63 bytes or more")
                 self._listing = []
                 self._listing_offset = base + pos
                 self._remaining = int(word - RAM_MEM_SIZE)
@@ -215,7 +213,29 @@ class RamBody:
                         )
                     )
                 pos = after + 1
-                self._run_count += 1
+                # Empty memory comes as long sequences of these, so they have a loop of their own.
+                count: i64 = 1
+                word = address | RAM_ZERO | RAM_CONTINUE
+                limit: i64 = self._used - page_size
+                while size - pos >= 9 and address < limit:
+                    address += page_size
+                    word += page_size
+                    if (
+                        data[pos + 8] != fill
+                        or fill != 0
+                        or data[pos + 7] != word & 0xFF
+                        or data[pos + 6] != word >> 8 & 0xFF
+                        or data[pos + 5] != word >> 16 & 0xFF
+                        or data[pos + 4] != word >> 24 & 0xFF
+                        or data[pos + 3] != word >> 32 & 0xFF
+                        or data[pos + 2] != word >> 40 & 0xFF
+                        or data[pos + 1] != word >> 48 & 0xFF
+                        or data[pos] != word >> 56
+                    ):
+                        break
+                    pos += 9
+                    count += 1
+                self._run_count += count
             else:
                 pos = after
                 self._page_address = address

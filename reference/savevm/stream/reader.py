@@ -4,7 +4,28 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from mypy_extensions import i64
+from savevm import vmstate
+from savevm.errors import StreamError, stream_error
+from savevm.sink import Sink
+from savevm.stream.events import (
+    AttributesWord,
+    BodyEnd,
+    Command,
+    Configuration,
+    ConfigurationSubsection,
+    Device,
+    Eof,
+    Event,
+    Finding,
+    Footer,
+    Header,
+    HtabChunk,
+    HtabHeader,
+    Section,
+    VmDescription,
+)
+from savevm.stream.ram import RamBody
+from savevm.vmdesc import Description, DescriptionError, find_description
 from savevm_spec.constants import (
     CAPABILITIES,
     CAPABILITIES_THAT_CHANGE_RAM,
@@ -52,29 +73,6 @@ from savevm_spec.constants import (
     VERSION_3,
     VMDESCRIPTION,
 )
-
-from savevm import vmstate
-from savevm.errors import StreamError, stream_error
-from savevm.sink import Sink
-from savevm.stream.events import (
-    AttributesWord,
-    BodyEnd,
-    Command,
-    Configuration,
-    ConfigurationSubsection,
-    Device,
-    Eof,
-    Event,
-    Finding,
-    Footer,
-    Header,
-    HtabChunk,
-    HtabHeader,
-    Section,
-    VmDescription,
-)
-from savevm.stream.ram import RamBody
-from savevm.vmdesc import Description, DescriptionError, find_description
 
 __all__ = ["Reader"]
 
@@ -347,7 +345,9 @@ class Reader:
                 "configuration.misplaced", self._at(0), "a configuration not behind the file header"
             )
         if kind == VMDESCRIPTION:
-            raise self._error("vmdesc.misplaced", self._at(0), "a VMDESCRIPTION before the EOF mark")
+            raise self._error(
+                "vmdesc.misplaced", self._at(0), "a VMDESCRIPTION before the EOF mark"
+            )
         if kind == SECTION_FOOTER:
             raise self._error("footer.unexpected", self._at(0), "a footer where a record begins")
         raise self._error("section.type", self._at(0), f"record type {kind:#04x}")
@@ -414,7 +414,11 @@ class Reader:
         self._label = idstr
         at = 6 + length
         self._have(at + 8, rule)
-        section_id, instance_id, version_id = self._int(1, 4), self._int(at, 4), self._int(at + 4, 4)
+        section_id, instance_id, version_id = (
+            self._int(1, 4),
+            self._int(at, 4),
+            self._int(at + 4, 4),
+        )
         newest = LIVE_VERSIONS.get(idstr)
         if newest is not None and version_id > newest:
             raise self._error(
@@ -529,9 +533,7 @@ class Reader:
         index, valid, invalid = self._int(0, 4), self._int(4, 2), self._int(6, 2)
         size = valid * HTAB_ENTRY_SIZE
         self._have(8 + size, rule)
-        self._events.append(
-            HtabChunk(self._at(0), index, valid, invalid, self._bytes(8, size))
-        )
+        self._events.append(HtabChunk(self._at(0), index, valid, invalid, self._bytes(8, size)))
         self._pos += 8 + size
         if not (index or valid or invalid):
             self._end_body()
@@ -752,6 +754,8 @@ class Reader:
         )
         self._pos += at + 12
         self._left = size
+        if self._sink is not None:
+            self._sink.record(size)
         self._step = self._read_legacy_body
         return True
 

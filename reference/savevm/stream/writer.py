@@ -1,28 +1,6 @@
 """Writes a stream: events in, bytes out.  The inverse of ``reader``; does no I/O."""
 
 import struct
-from typing import Final
-
-from savevm_spec.constants import (
-    CAPABILITIES,
-    CMD_PACKAGED,
-    COMMAND,
-    CONFIGURATION,
-    EOF,
-    MAGIC,
-    RAM_CONTINUE,
-    RAM_MEM_SIZE,
-    RAM_PAGE,
-    RAM_ZERO,
-    SECTION_FOOTER,
-    SECTION_FULL,
-    SECTION_START,
-    STORAGE_ATTRIBUTES_MORE,
-    SUBSECTION,
-    TARGET_PAGE_BITS,
-    VERSION_2,
-    VMDESCRIPTION,
-)
 
 from savevm import vmstate
 from savevm.stream.events import (
@@ -43,6 +21,26 @@ from savevm.stream.events import (
     RamWord,
     Section,
     VmDescription,
+)
+from savevm_spec.constants import (
+    CAPABILITIES,
+    CMD_PACKAGED,
+    COMMAND,
+    CONFIGURATION,
+    EOF,
+    MAGIC,
+    RAM_CONTINUE,
+    RAM_MEM_SIZE,
+    RAM_PAGE,
+    RAM_ZERO,
+    SECTION_FOOTER,
+    SECTION_FULL,
+    SECTION_START,
+    STORAGE_ATTRIBUTES_MORE,
+    SUBSECTION,
+    TARGET_PAGE_BITS,
+    VERSION_2,
+    VMDESCRIPTION,
 )
 
 __all__ = ["Writer"]
@@ -115,9 +113,7 @@ class Writer:
         return b""
 
     def _section(self, event: Section) -> bytes:
-        identity = _counted(event.idstr) + struct.pack(
-            ">II", event.instance_id, event.version_id
-        )
+        identity = _counted(event.idstr) + struct.pack(">II", event.instance_id, event.version_id)
         if self._legacy:
             return identity + event.body_length.to_bytes(4, "big")
         start = struct.pack(">BI", event.type, event.section_id)
@@ -152,5 +148,3 @@ class Writer:
                 out.append(bytes((run.fill,)))
             word += size
         return b"".join(out)
-
-

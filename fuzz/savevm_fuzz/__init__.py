@@ -1,0 +1,1 @@
+"""Mutated streams, and what must hold for them."""

@@ -1,0 +1,231 @@
+"""The commands, as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from streams import EOF, HEADER, VECTORS, configuration, guest, page, start, vmdescription, zero
+
+P = 4096
+A, B = bytes(range(256)) * 16, bytes(range(255, -1, -1)) * 16
+
+
+def savevm(*argv: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "savevm.cli", *argv], input=stdin, capture_output=True, timeout=120
+    )
+
+
+def described() -> bytes:
+    """A guest with RAM and one device, described as QEMU does it."""
+    device = {
+        "name": "dev/0",
+        "instance_id": 3,
+        "vmsd_name": "dev",
+        "version": 2,
+        "fields": [
+            {"name": "on", "type": "bool", "size": 1},
+            {"name": "regs", "array_len": 2, "type": "uint16", "size": 2},
+        ],
+    }
+    text = json.dumps({"page_size": P, "devices": [device]}).encode()
+    body = start(7, "dev/0", b"\x01\x12\x34\x00\x05", version=2, instance=3, kind=4)
+    ram = guest(page(0, A, "r"), zero(P), page(2 * P, B), size=4 * P)
+    return ram[:-1] + body + EOF + vmdescription(text)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    path = tmp_path / "stream"
+    path.write_bytes(described())
+    return path
+
+
+def test_inspect_shows_every_record_with_its_offset(stream: Path) -> None:
+    done = savevm("inspect", str(stream))
+    text = done.stdout.decode()
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert "dialect v3-configuration, pages of 4096 bytes, with footers" in text
+    assert "block r  16 KiB" in text
+    assert "pages of r: 1 zero, 2 normal" in text
+    at = described().index(b"\x04\x00\x00\x00\x07\x05dev/0")
+    assert f"{at}  section-full dev/0  id 7, instance 3, version 2, 5 bytes" in text
+    assert "regs" not in text
+
+
+def test_inspect_section_shows_fields(stream: Path) -> None:
+    for pattern in ("dev*", "7"):
+        text = savevm("inspect", "--section", pattern, str(stream)).stdout.decode()
+        assert "on = true" in text
+        assert "regs = 4660 5" in text
+        assert "ram" not in text
+    assert savevm("inspect", "--section", "nothing", str(stream)).returncode == 1
+
+
+def test_inspect_json(stream: Path) -> None:
+    result = json.loads(savevm("inspect", "--json", str(stream)).stdout)
+    assert result["error"] is None
+    device = next(r for r in result["records"] if r.get("idstr") == "dev/0")
+    assert device["body"]["fields"] == [["on", True], ["regs", [0x1234, 5]]]
+
+
+def test_a_cut_stream_shows_what_could_be_read_then_what_broke(tmp_path: Path) -> None:
+    data = described()
+    cut = data.index(B) + 100
+    path = tmp_path / "cut"
+    path.write_bytes(data[:cut])
+    for argument, stdin in ((str(path), None), ("-", data[:cut])):
+        done = savevm("inspect", argument, stdin=stdin)
+        assert done.returncode == 1
+        assert "block r  16 KiB" in done.stdout.decode()
+        assert "pages of r: 1 zero, 1 normal" in done.stdout.decode()
+        assert f"offset {cut} in section 'ram'" in done.stderr.decode()
+        assert "[ram.truncated]" in done.stderr.decode()
+        assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("implementation", ["reference", "grammar"])
+def test_verify_exit_codes(tmp_path: Path, stream: Path, implementation: str) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(described()[:50])
+    options = ("verify", "--with", implementation, "--rebuild")
+    good = savevm(*options, str(stream))
+    assert (good.returncode, good.stdout.decode()) == (
+        0,
+        f"{stream}: good, and the same when built again\n",
+    )
+    bad = savevm(*options, str(stream), str(broken))
+    assert bad.returncode == 1
+    assert f"{broken}: error: offset 50 in section 'ram'" in bad.stdout.decode()
+    assert savevm(*options, str(broken), str(tmp_path / "absent")).returncode == 2
+    assert savevm(*options, str(tmp_path)).returncode == 2
+    assert savevm("verify").returncode == 2
+
+
+def test_verify_reports_every_broken_rule(tmp_path: Path) -> None:
+    data = (
+        HEADER
+        + configuration("")
+        + start(2, "ram", b"\0" * 7 + b"\x04\0\0\0\0\0\0\0\x10")
+        + start(2, "x", b"?", version=1, kind=4)
+        + b"\x02\0\0\0\x63"
+    )
+    path = tmp_path / "broken"
+    path.write_bytes(data)
+    result = json.loads(savevm("verify", "--json", str(path)).stdout)
+    assert [p["rule"] for p in result["problems"]] == [
+        "configuration.machine.empty",
+        "section.id.reused",
+        "section.body.undescribed",
+        "section.id.unknown",
+    ]
+    assert result["problems"][-1]["offset"] == len(data) - 4
+
+
+def test_verify_reads_a_pipe_in_bounded_memory() -> None:
+    program = (
+        "import resource, sys\n"
+        "from savevm.cli import main\n"
+        "try: main(['verify', '--rebuild', '-'])\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+    )
+    pages = 65536
+    head, tail = guest(zero(0, "r"), size=(pages + 1) * P).split(zero(0, "r"))
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(head + zero(0, "r"))
+        for i in range(1, pages):
+            process.stdin.write(page(i * P, A))
+        process.stdin.write(tail)
+        process.stdin.close()
+        assert b"good, and the same when built again" in process.stdout.read()
+        peak = int(process.stderr.read()) << 10
+    assert process.returncode == 0
+    assert peak < 64 << 20
+
+
+def test_extract(tmp_path: Path, stream: Path) -> None:
+    out = tmp_path / "out"
+    done = savevm("extract", str(stream), "-o", str(out), "--json")
+    assert done.returncode == 0
+    manifest = json.loads(done.stdout)
+    assert manifest == json.loads((out / "manifest.json").read_text())
+    assert manifest["complete"]
+    (block,) = manifest["ram"]
+    assert (out / block["file"]).read_bytes() == A + bytes(P) + B + bytes(P)
+    (device,) = json.loads((out / "devices.json").read_text())
+    assert device["state"] == {"on": True, "regs": [0x1234, 5]}
+    assert savevm("extract", str(stream), "-o", str(out)).returncode == 2
+    assert savevm("extract", str(stream), "-o", str(out), "--force").returncode == 0
+
+
+def test_extract_is_sparse_and_later_pages_win(tmp_path: Path) -> None:
+    size = 1 << 30
+    data = guest(
+        page(0, A, "r"),
+        page(P, A),
+        page(0, B),
+        zero(P),
+        page(2 * P, A),
+        zero(2 * P, fill=0x55),
+        size=size,
+    )
+    out = tmp_path / "out"
+    assert savevm("extract", "-", "-o", str(out), stdin=data).returncode == 0
+    raw = out / "ram" / "r.raw"
+    assert raw.stat().st_size == size
+    assert raw.stat().st_blocks * 512 < 1 << 20
+    with raw.open("rb") as file:
+        assert file.read(4 * P) == B + bytes(P) + b"\x55" * P + bytes(P)
+
+
+def test_extract_of_a_cut_stream_keeps_what_came(tmp_path: Path) -> None:
+    data = described()
+    out = tmp_path / "out"
+    done = savevm("extract", "-", "-o", str(out), stdin=data[: data.index(B) + 100])
+    assert done.returncode == 1
+    assert (out / "ram" / "r.raw").read_bytes()[:P] == A
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert not manifest["complete"]
+    assert manifest["problems"][-1]["rule"] == "ram.truncated"
+
+
+def test_extract_never_leaves_its_directory(tmp_path: Path) -> None:
+    data = guest(page(0, A, "../../x"), size=P).replace(b"\1r", b"\7../../x")
+    out = tmp_path / "a" / "b"
+    assert savevm("extract", "-", "-o", str(out), stdin=data).returncode == 0
+    assert [p.name for p in (out / "ram").iterdir()] == ["%2E.%2F..%2Fx.raw"]
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_extract_refuses_what_no_file_system_holds(tmp_path: Path) -> None:
+    data = guest(zero(0, "r"), size=1 << 62)
+    done = savevm("extract", "-", "-o", str(tmp_path / "out"), stdin=data)
+    assert done.returncode == 2
+    assert b"no file of" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_closed_output_is_no_traceback(stream: Path) -> None:
+    line = f"{sys.executable} -m savevm.cli inspect {stream} --json | true"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, timeout=60)
+    assert b"Traceback" not in done.stderr
+
+
+def test_vectors_of_the_2008_dialect_are_recognised() -> None:
+    names = {
+        json.loads(savevm("inspect", "--json", str(path)).stdout)["dialect"]
+        for path in VECTORS.glob("legacy/accept/*/stream.bin")
+    }
+    assert {"v1", "v2"} <= names

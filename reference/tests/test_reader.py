@@ -1,0 +1,158 @@
+"""The reader: events, chunking, truncation."""
+
+import random
+from pathlib import Path
+
+import pytest
+from streams import (
+    EOF,
+    EOS,
+    HEADER,
+    accepted_vectors,
+    blocks,
+    configuration,
+    footer,
+    guest,
+    page,
+    part,
+    start,
+    vmdescription,
+    word,
+    zero,
+)
+
+from savevm.sink import Sink
+from savevm.stream.events import Event, PageRun
+from savevm.stream.reader import Reader
+from savevm.transcript import rebuild, transcribe
+from savevm.vmdesc import find_description
+
+P = 4096
+
+
+def read(
+    data: bytes, sizes: list[int] | None = None, **options: object
+) -> tuple[list[Event], Reader]:
+    reader = Reader(**options)  # type: ignore[arg-type]
+    events: list[Event] = []
+    at = 0
+    for size in sizes if sizes is not None else [len(data)]:
+        events += reader.feed(data[at : at + size])
+        at += size
+    return events + reader.finish(), reader
+
+
+class Collected(Sink):
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int, bytes]] = []
+
+    def page_data(self, block: str, address: int, data: bytes, start: int, end: int) -> None:
+        self.calls.append((block, address, data[start:end]))
+
+
+def test_pages_come_as_runs() -> None:
+    a, b, c = (bytes((n,)) * P for n in (1, 2, 3))
+    data = guest(zero(0, "r"), zero(P), zero(2 * P), page(3 * P, a), page(4 * P, b), page(8 * P, c))
+    sink = Collected()
+    events, reader = read(data, sink=sink)
+    assert reader.error is None
+    runs = [e for e in events if isinstance(e, PageRun)]
+    assert [(r.fill, r.address, r.count, r.named) for r in runs] == [
+        (0, 0, 3, True),
+        (-1, 3 * P, 2, False),
+        (-1, 8 * P, 1, False),
+    ]
+    assert sink.calls == [("r", 3 * P, a), ("r", 4 * P, b), ("r", 8 * P, c)]
+    assert rebuild(data) == data
+
+
+def test_current_block_outlives_its_section() -> None:
+    data = (
+        HEADER
+        + configuration()
+        + start(2, "ram", blocks(("a", P), ("b", P)) + zero(0, "b") + EOS)
+        + part(2, zero(0) + EOS)
+        + EOF
+    )
+    transcript = transcribe(data)
+    assert transcript["error"] is None
+    assert transcript["records"][3]["body"]["pages"] == {"b": {"zero": 1, "fill": 0, "normal": 0}}
+
+
+@pytest.mark.parametrize("size", [256, 1024, 4096, 8192, 16384, 65536])
+def test_page_size_is_inferred_from_the_first_two_records(size: int) -> None:
+    contents = bytes(range(256)) * (size // 256)
+    for first in (zero(0, "r"), page(0, contents, "r")):
+        data = guest(first, page(size, contents), size=4 * size)
+        transcript = transcribe(data)
+        assert transcript["error"] is None
+        assert transcript["page_size"] == size
+        assert rebuild(data) == data
+
+
+@pytest.mark.parametrize("path", accepted_vectors(), ids=lambda p: p.parent.name)
+def test_chunks_do_not_matter(path: Path) -> None:
+    data = path.read_bytes()
+    randomness = random.Random(path.parent.name)
+    cuts = [randomness.choice((1, 2, 7, 100, 5000)) for _ in range(len(data))]
+    for description in (None, find_description(data)):
+        whole, reader = read(data, description=description)
+        for sizes in ([1] * len(data), cuts):
+            events, other = read(data, sizes, description=description)
+            assert events == whole
+            assert str(other.error) == str(reader.error)
+            assert (other.page_size, other.footers) == (reader.page_size, reader.footers)
+
+
+@pytest.mark.parametrize("path", accepted_vectors(), ids=lambda p: p.parent.name)
+def test_a_pipe_gives_the_same_devices_as_a_file(path: Path) -> None:
+    data = path.read_bytes()
+    described, reader = read(data, description=find_description(data))
+    piped, _ = read(data)
+    if reader.error is None and reader.page_size in (None, 4096):
+        assert piped == described
+
+
+def test_description_with_repeated_keys_and_a_wrong_length_is_no_description() -> None:
+    assert find_description(EOF + vmdescription(b"{}")) is None
+    assert find_description(EOF + vmdescription(b'{"devices":1}')) is None
+    found = find_description(EOF + vmdescription(b'{"devices":[],"devices":[1]}'))
+    assert found is not None
+    assert found.devices == []
+
+
+def test_the_description_that_reaches_to_the_end_counts() -> None:
+    inner = vmdescription(b'{"devices":[1]}')
+    outer = EOF + inner + b"x" + EOF + vmdescription(b'{"devices":[]}')
+    found = find_description(outer)
+    assert found is not None
+    assert found.devices == []
+    trailing = find_description(outer + b"y")
+    assert trailing is not None
+    assert trailing.devices == []
+
+
+def test_huge_word_is_outside_every_block() -> None:
+    data = guest(zero(0, "r"), word(1 << 63 | 0x22) + b"\0")
+    error = transcribe(data)["error"]
+    assert error["rule"] == "ram.page.outside-block"
+
+
+def test_memory_is_not_taken_for_what_only_is_announced() -> None:
+    body = word(1 << 62 | 4) + b"\1r" + word(1 << 62) + EOS
+    data = HEADER + configuration() + start(2, "ram", body) + EOF
+    transcript = transcribe(data)
+    assert transcript["error"] is None
+    assert transcript["ram"][0]["used_length"] == 1 << 62
+
+
+def test_waiting_for_a_description_is_bounded() -> None:
+    reader = Reader(undescribed_limit=1000)
+    reader.feed(HEADER + configuration() + start(5, "x", b"", version=1, kind=4, end=b""))
+    for _ in range(20):
+        reader.feed(bytes(100))
+    assert reader.error is not None
+    assert reader.error.rule == "limit.undescribed"
+    assert reader.error.section == "x"
+    assert reader.error.offset == len(HEADER + configuration()) + 15
+    assert footer(5) not in reader.feed(b"")
