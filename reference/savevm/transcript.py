@@ -80,6 +80,7 @@ class Memory(Sink):
         self.page_size = 0
         self.bodies: deque[hashlib._Hash] = deque()
         self._partial = bytearray()
+        self._filled: dict[int, bytes] = {}
 
     def block(self, name: str, used_length: int, page_size: int) -> None:
         self.page_size = page_size
@@ -95,7 +96,7 @@ class Memory(Sink):
         pages = self.pages.get(block)
         if byte == 0 and not pages:
             return
-        page = bytes((byte,)) * self.page_size
+        page = self._filled.setdefault(byte, bytes((byte,)) * self.page_size)
         for at in range(address, address + count * self.page_size, self.page_size):
             self._put(block, at, page)
 

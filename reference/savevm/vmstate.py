@@ -61,8 +61,14 @@ def _get(entry: Any, key: str, kind: type) -> Any:
     return value
 
 
-def _subsections(layout: dict[str, Any]) -> list[Any]:
-    return _get(layout, "subsections", list) if "subsections" in layout else []
+def _vmstate(layout: Any) -> dict[str, Any]:
+    """``layout``, once it is known to be that of a vmstate."""
+    _get(layout, "vmsd_name", str)
+    _get(layout, "version", int)
+    _get(layout, "fields", list)
+    if "subsections" in layout:
+        _get(layout, "subsections", list)
+    return layout  # type: ignore[no-any-return]
 
 
 def _count(field: dict[str, Any]) -> int | None:
@@ -105,19 +111,19 @@ class _Decoder:
         return piece
 
     def state(self, layout: dict[str, Any]) -> dict[str, Any]:
-        vmsd = layout.get("vmsd_name")
+        vmsd = layout["vmsd_name"]
         fields: list[list[Any]] = []
-        for field in _get(layout, "fields", list):
+        for field in layout["fields"]:
             name = _get(field, "name", str)
             fields.append([name, self.field(field, f"{vmsd}.{name}")])
         return {
             "fields": fields,
-            "subsections": [self.subsection(s) for s in _subsections(layout)],
+            "subsections": [self.subsection(_vmstate(s)) for s in layout.get("subsections", ())],
         }
 
-    def subsection(self, layout: Any) -> dict[str, Any]:
-        name: str = _get(layout, "vmsd_name", str)
-        version: int = _get(layout, "version", int)
+    def subsection(self, layout: dict[str, Any]) -> dict[str, Any]:
+        name: str = layout["vmsd_name"]
+        version: int = layout["version"]
         at = self.pos
         mark = self.take(1)[0]
         if mark != SUBSECTION:
@@ -146,26 +152,34 @@ class _Decoder:
         if size < 0:
             raise _Malformed(f"size {size}")
         count = _count(field)
-        if kind == "struct" and field.get("struct") == {}:
-            return [self.pointer(path) for _ in range(count or 1)]
+        if kind == "struct":
+            if field.get("struct") == {}:
+                layout = pointer_arrays().get(path)
+                if layout is None:
+                    raise _Malformed(f"elements of {path} are not described")
+                return [self.pointer(layout) for _ in range(count or 1)]
+            layouts = [_vmstate(field.get("struct"))]
+        elif kind in _INLINE:
+            layouts = [_vmstate(field)]
+        else:
+            layouts = [_vmstate(g) for g in _groups(field)] if kind in _LISTS else []
         if size * (count or 1) > len(self.data) - self.pos:
             raise EndOfData
         if count is None:
-            return self.element(field, kind, size)
-        return [self.element(field, kind, size) for _ in range(count)] if size else []
+            return self.element(field["name"], kind, size, layouts)
+        if not size:
+            return []
+        return [self.element(field["name"], kind, size, layouts) for _ in range(count)]
 
-    def pointer(self, path: str) -> dict[str, Any] | None:
+    def pointer(self, layout: dict[str, Any]) -> dict[str, Any] | None:
         if self.pos >= len(self.data):
             raise EndOfData
         if self.data[self.pos] == POINTER_NULL:
             self.pos += 1
             return None
-        layout = pointer_arrays().get(path)
-        if layout is None:
-            raise _Malformed(f"elements of {path} are not described")
         return self.state(layout)
 
-    def element(self, field: dict[str, Any], kind: str, size: int) -> Any:
+    def element(self, name: str, kind: str, size: int, layouts: list[dict[str, Any]]) -> Any:
         scalar = _SCALARS.get(kind)
         if scalar is not None and scalar[0] == size:
             return int.from_bytes(self.take(size), "big", signed=scalar[1])
@@ -173,12 +187,10 @@ class _Decoder:
             byte = self.take(1)[0]
             return bool(byte) if byte < 2 else byte
         at = self.pos
-        if kind == "struct":
-            value: Any = self.state(_get(field, "struct", dict))
-        elif kind in _INLINE:
-            value = self.state(field)
+        if kind == "struct" or kind in _INLINE:
+            value: Any = self.state(layouts[0])
         elif kind in _LISTS:
-            value = self.list(field)
+            value = self.list(layouts)
         elif kind in _POINTERS:
             byte = self.take(1)[0]
             if byte == POINTER_NULL:
@@ -192,15 +204,15 @@ class _Decoder:
             raise self.error(
                 "vmdesc.field.size",
                 at,
-                f"{field['name']!r} has {self.pos - at} bytes, described as {size}",
+                f"{name!r} has {self.pos - at} bytes, described as {size}",
             )
         return value
 
-    def list(self, field: dict[str, Any]) -> list[dict[str, Any]]:
+    def list(self, layouts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         values: list[dict[str, Any]] = []
-        for group in _groups(field):
+        for layout in layouts:
             self.marker(LIST_ELEMENT)
-            values.append(self.state(group))
+            values.append(self.state(layout))
         self.marker(LIST_END)
         return values
 
@@ -225,7 +237,7 @@ def decode(
     decoder = _Decoder(data, pos, base, section)
     try:
         if "vmsd_name" in entry:
-            return "vmstate", decoder.state(entry), decoder.pos
+            return "vmstate", decoder.state(_vmstate(entry)), decoder.pos
         size = _get(entry, "size", int)
         if size < 0:
             raise _Malformed(f"size {size}")

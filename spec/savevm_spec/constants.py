@@ -33,8 +33,8 @@ CONFIGURATION_SUBSECTION_VERSION: Final = 1
 TARGET_PAGE_BITS: Final = "configuration/target-page-bits"  # since 2.8
 CAPABILITIES: Final = "configuration/capabilities"  # since 4.0
 UUID: Final = "configuration/uuid"  # since 4.2
-TARGET_PAGE_BITS_MIN: Final = 6
-TARGET_PAGE_BITS_MAX: Final = 24
+TARGET_PAGE_BITS_MIN: Final = 8
+TARGET_PAGE_BITS_MAX: Final = 16
 UUID_SIZE: Final = 16
 
 CAPABILITY_NAMES: Final = frozenset(

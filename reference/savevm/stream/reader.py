@@ -743,7 +743,8 @@ class Reader:
         idstr = self._bytes(1, length).decode("latin-1")
         self._label = idstr
         at = 1 + length
-        self._within(at + 12)
+        for end in (at + 4, at + 8, at + 12):
+            self._within(end)
         size = self._int(at + 8, 4)
         if size >= 1 << 31:
             raise self._error("record.length", self._at(at + 8), f"a body of {size} bytes")

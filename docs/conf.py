@@ -1,0 +1,5 @@
+project = "savevm"
+extensions: list[str] = []
+exclude_patterns = ["_build"]
+html_theme = "alabaster"
+nitpicky = True

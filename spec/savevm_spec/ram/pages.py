@@ -1,0 +1,128 @@
+"""Page records: a be64 word address | flags, the block name unless CONTINUE, and the content.
+
+The content is a fill byte behind ZERO and a whole target page behind PAGE.  Streams have so many
+of these that they are read by one loop and kept as tuples.  Origin: ram_load_precopy.
+"""
+
+from typing import Any, BinaryIO, NamedTuple
+
+from construct import Int8ub, Int64ub
+from construct.core import stream_read, stream_write
+
+from ..combinators import Counted, Node
+from ..constants import (
+    RAM_COMPRESS_PAGE,
+    RAM_CONTINUE,
+    RAM_FLAGS_KNOWN,
+    RAM_PAGE,
+    RAM_PAGE_SIZE_DEFAULT,
+    RAM_PAGE_SIZE_MAX,
+    RAM_PAGE_SIZE_MIN,
+    RAM_PAGE_SIZES,
+    RAM_XBZRLE,
+    RAM_ZERO,
+)
+from ..errors import GrammarError
+from ..reading import Ram, reading
+
+
+class Page(NamedTuple):
+    """One page record; ``content`` is the fill byte of a ZERO record or the bytes of the page."""
+
+    address: int
+    flags: int
+    block: str
+    content: bytes | int
+
+
+def _be64(data: bytes, offset: int) -> int | None:
+    word = data[offset : offset + 8]
+    return int.from_bytes(word) if len(word) == 8 else None
+
+
+def infer_page_size(data: bytes, offset: int) -> int:
+    """Target page size in bytes that the page record at ``offset`` and the next word show.
+
+    Only the next page of the same block tells: its address is one page further.
+    """
+    word = int.from_bytes(data[offset : offset + 8])
+    flags, address = word & 0xFF, word & ~0xFF
+    content = offset + 8
+    if not flags & RAM_CONTINUE:
+        if content >= len(data):
+            return RAM_PAGE_SIZE_DEFAULT
+        content += 1 + data[content]
+    followers = (RAM_ZERO | RAM_CONTINUE, RAM_PAGE | RAM_CONTINUE)
+    kind = flags & ~RAM_CONTINUE
+    if kind == RAM_ZERO:
+        after = _be64(data, content + 1)
+        if after is not None and after & 0xFF in followers:
+            step = (after & ~0xFF) - address
+            if RAM_PAGE_SIZE_MIN <= step <= RAM_PAGE_SIZE_MAX and step & (step - 1) == 0:
+                return step
+    elif kind == RAM_PAGE:
+        for size in RAM_PAGE_SIZES:
+            if _be64(data, content + size) in [(address + size) | f for f in followers]:
+                return size
+    return RAM_PAGE_SIZE_DEFAULT
+
+
+def _refuse(flags: int, offset: int) -> GrammarError:
+    if flags & ~RAM_FLAGS_KNOWN:
+        return GrammarError("ram.page.misaligned", offset)
+    if flags & ~RAM_CONTINUE in (RAM_XBZRLE, RAM_COMPRESS_PAGE):
+        return GrammarError("ram.flags.unsupported", offset)
+    return GrammarError("ram.flags.combination", offset)
+
+
+def _place(ram: Ram, page: Page, page_size: int) -> None:
+    contents = ram.contents.setdefault(page.block, {})
+    content = page.content
+    if content == 0 or (isinstance(content, bytes) and content.count(0) == page_size):
+        contents.pop(page.address, None)
+    else:
+        contents[page.address] = content
+
+
+class PageRecord(Node):
+    """A page record, as ``Page``; it is placed in the memory of the reading."""
+
+    def _parse(self, stream: BinaryIO, context: Any, path: str) -> Page:
+        state = reading(context)
+        ram = state.ram
+        offset = stream.tell()
+        word = Int64ub._parse(stream, context, path)
+        if ram.page_size is None:
+            ram.page_size = infer_page_size(stream.getvalue(), offset)  # type: ignore[attr-defined]
+        flags = word & (ram.page_size - 1)
+        address = word - flags
+        kind = flags & ~RAM_CONTINUE
+        if kind not in (RAM_PAGE, RAM_ZERO):
+            raise _refuse(flags, offset)
+        if not flags & RAM_CONTINUE:
+            name = Counted._parse(stream, context, path)
+            if name not in ram.blocks:
+                raise GrammarError("ram.page.unknown-block", offset + 8)
+            ram.current = name
+        elif ram.current is None:
+            raise GrammarError("ram.page.continue-needs-block", offset)
+        if address >= ram.blocks[ram.current]:
+            raise GrammarError("ram.page.outside-block", offset)
+        content: bytes | int
+        if kind == RAM_PAGE:
+            content = stream_read(stream, ram.page_size, path)
+        elif content := Int8ub._parse(stream, context, path):
+            state.report("ram.zero.fill", stream.tell() - 1)
+        page = Page(address, flags, ram.current, content)
+        _place(ram, page, ram.page_size)
+        return page
+
+    def _build(self, obj: Page, stream: BinaryIO, context: Any, path: str) -> Page:
+        Int64ub._build(obj.address | obj.flags, stream, context, path)
+        if not obj.flags & RAM_CONTINUE:
+            Counted._build(obj.block, stream, context, path)
+        if isinstance(obj.content, int):
+            Int8ub._build(obj.content, stream, context, path)
+        else:
+            stream_write(stream, obj.content, len(obj.content), path)
+        return obj

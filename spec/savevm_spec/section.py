@@ -1,0 +1,217 @@
+"""Sections: be32 section id, for START and FULL the identification, then body and footer.
+
+The identification is a u8 length, idstr, be32 instance id and be32 version; PART and END refer to
+it by the section id.  A body tells neither its kind nor its length: live sections frame
+themselves, the description gives the layout of the others, and where it has none only a footer
+(``7e``, be32 section id; since 2.4) shows where the body ends.
+Origin: qemu_loadvm_section_start_full, qemu_loadvm_section_part_end, check_section_footer.
+"""
+
+from typing import Any, NamedTuple
+
+from construct import (
+    Bytes,
+    Check,
+    Const,
+    If,
+    IfThenElse,
+    Int8ub,
+    Int32ub,
+    PascalString,
+    Struct,
+    Tell,
+    ValidationError,
+    this,
+)
+
+from .combinators import Body, Chosen, Noted, Ruled, Whole, held, next_byte
+from .constants import (
+    COMMAND,
+    EOF,
+    HTAB_IDSTR,
+    LIVE_VERSIONS,
+    RAM_IDSTR,
+    SECTION_FOOTER,
+    SECTION_FULL,
+    SECTION_NAMES,
+    SECTION_START,
+    STORAGE_ATTRIBUTES_IDSTR,
+)
+from .errors import GrammarError
+from .htab import HTAB
+from .ram.body import RAM
+from .reading import enter, reading
+from .storage_attributes import STORAGE_ATTRIBUTES
+from .vmdesc import Object, is_int
+from .vmstate import body, digest
+
+LIVE_BODIES = {
+    RAM_IDSTR: RAM,
+    HTAB_IDSTR: HTAB,
+    STORAGE_ATTRIBUTES_IDSTR: STORAGE_ATTRIBUTES,
+}
+"""The bodies that frame themselves, by idstr; only of the versions in ``LIVE_VERSIONS``."""
+
+RECORD_TYPES = frozenset({EOF, *SECTION_NAMES, COMMAND})
+"""Bytes with which a record may begin anywhere behind the header."""
+
+
+class Identity(NamedTuple):
+    """Whose state a section carries; ``device`` is its entry in the description, if any."""
+
+    idstr: str
+    instance_id: int
+    version_id: int
+    device: Object | None
+
+
+def _is_live(start: Any) -> bool:
+    return bool(LIVE_VERSIONS.get(start.idstr) == start.version_id)
+
+
+def _device(start: Any) -> Object | None:
+    """The entry of the device: its n-th section has the n-th, or the last."""
+    state = reading(start)
+    key = start.idstr, start.instance_id
+    devices = state.description.devices.get(key) if state.description else None
+    if devices is None or _is_live(start):
+        return None
+    state.uses[key] += 1
+    return devices[min(state.uses[key], len(devices)) - 1]
+
+
+def _identify(start: Any) -> Identity:
+    state = reading(start)
+    identity = Identity(start.idstr, start.instance_id, start.version_id, _device(start))
+    earlier = state.sections.get(start.section_id, identity)
+    if earlier[:2] != identity[:2]:
+        state.report("section.id.reused", start.offset)
+    state.sections[start.section_id] = identity
+    return identity
+
+
+def _as_described(start: Any) -> bool:
+    version = (start.identity.device or {}).get("version")
+    return not is_int(version) or bool(version == start.version_id)
+
+
+Start = Struct(
+    "offset" / Tell,
+    "section_id" / Int32ub,
+    "idstr"
+    / PascalString(held("section.idstr.empty", Int8ub, lambda n, _: n > 0), "latin-1")
+    * enter,
+    "instance_id" / Int32ub,
+    "version_id"
+    / held(
+        "section.version.newer-than-supported",
+        Int32ub,
+        lambda version, start: version <= LIVE_VERSIONS.get(start.idstr, version),
+    ),
+    "identity" / Noted(_identify),
+    Ruled("section.version.differs-from-description", Check(_as_described), at=-4),
+)
+
+
+def _recall(part: Any) -> Identity:
+    state = reading(part)
+    if part.section_id not in state.sections:
+        raise ValidationError(f"no section has the id {part.section_id}")
+    identity: Identity = state.sections[part.section_id]
+    state.section = identity.idstr
+    return identity
+
+
+Part = Struct(
+    "section_id" / Int32ub,
+    "identity" / Ruled("section.id.unknown", Noted(_recall), at=-4),
+)
+
+Footer = Struct(
+    "mark" / Ruled("footer.missing", Const(SECTION_FOOTER, Int8ub)),
+    "section_id"
+    / Whole(
+        "footer.truncated",
+        held("footer.id", Int32ub, lambda value, footer: value == footer._.head.section_id),
+    ),
+)
+
+
+def _undescribed(section: Any) -> Body:
+    """The body from here as bytes: up to its footer, or to the end of the input."""
+    state = reading(section)
+    data, offset = section._io.getvalue(), section._io.tell()
+    state.report("section.body.undescribed", offset)
+    if state.footers or (state.footers is None and state.configured):
+        footer = bytes([SECTION_FOOTER, *section.head.section_id.to_bytes(4)])
+        end = data.find(footer, offset)
+        while end >= 0 and end + 5 < len(data) and data[end + 5] not in RECORD_TYPES:
+            end = data.find(footer, end + 1)
+        if end >= 0:
+            state.footers = True
+            return Body("opaque", Bytes(end - offset), digest)
+        if state.footers:
+            raise GrammarError("section.truncated", len(data))
+    state.footers = False
+    state.report("stream.undelimited", offset)
+    if len(data) == offset or data[-1] != EOF:
+        raise GrammarError("stream.eof-mark", max(offset, len(data) - 1))
+    return Body("undelimited", Bytes(len(data) - offset), digest)
+
+
+def _schema(section: Any) -> Body:
+    identity = section.head.identity
+    if _is_live(identity):
+        return LIVE_BODIES[identity.idstr]
+    if identity.device is None:
+        return _undescribed(section)
+    bodies = reading(section).bodies
+    if id(identity.device) not in bodies:
+        bodies[id(identity.device)] = body(identity.device)
+    schema: Body = bodies[id(identity.device)]
+    return schema
+
+
+def _has_footer(section: Any) -> bool:
+    """Whether a footer must follow: what follows the first body decides for the stream."""
+    state = reading(section)
+    byte = next_byte(section._io)
+    if state.footers is None and byte is not None:
+        state.footers = byte == SECTION_FOOTER
+    return bool(state.footers)
+
+
+Section = Whole(
+    "section.truncated",
+    Struct(
+        "head"
+        / IfThenElse(lambda section: section._.type in (SECTION_START, SECTION_FULL), Start, Part),
+        "schema" / Noted(_schema),
+        "body_offset" / Tell,
+        "body" / Chosen(),
+        "body_end" / Tell,
+        "has_footer" / Noted(_has_footer),
+        "footer" / If(this.has_footer, Footer),
+    ),
+)
+
+
+def transcript(record: Any) -> dict[str, Any]:
+    """The entry of a section in a transcript; a PART or END has the identity of its START."""
+    section = record.content
+    identity = section.head.identity
+    return {
+        "record": SECTION_NAMES[record.type],
+        "offset": record.offset,
+        "section_id": section.head.section_id,
+        "idstr": identity.idstr,
+        "instance_id": identity.instance_id,
+        "version_id": identity.version_id,
+        "body": {
+            "kind": section.schema.kind,
+            "offset": section.body_offset,
+            "length": section.body_end - section.body_offset,
+            **section.schema.transcript(section.body),
+        },
+        "footer": section.has_footer,
+    }
