@@ -25,7 +25,10 @@ ROOTS = [str(Path(__file__).parents[2] / root) for root in ("spec", "reference")
 
 
 def run(argv: list[str], *, stdout: str = os.devnull, pure: bool = False) -> tuple[float, int]:
-    """Run to success; wall-clock seconds and peak resident set in bytes."""
+    """Run to success; wall-clock seconds and peak resident set in bytes.
+
+    The peak is an upper bound: Linux counts this process's own in, as it was at the start.
+    """
     env = dict(os.environ)
     env.pop("PYTHONPATH", None)
     if pure:
@@ -189,7 +192,7 @@ def main() -> None:
             bench = Bench(qemu, directory, arguments)
             measure(title, bench.stream, bench.peers(), options.rounds)
             for label, peak in bench.peaks.items():
-                print(f"  peak memory of {label}: {peak / MIB:.0f} MiB")
+                print(f"  peak memory of {label}: at most {peak / MIB:.0f} MiB")
             bench.stream.unlink()
             noise.unlink(missing_ok=True)
 

@@ -307,8 +307,12 @@ def transcribe(data: bytes) -> dict[str, Any]:
 
 
 def rebuild(data: bytes) -> bytes:
-    """``data`` built again from the events that reading it gives, as far as it could be read."""
+    """``data`` built again from the events that reading it gives, as far as it could be read.
+
+    What follows the end of the stream is carried over.
+    """
     rebuilder = Rebuilder()
     reader = Reader(description=find_description(data), sink=rebuilder.sink)
     out = rebuilder.write(reader.feed(data), reader)
-    return out + rebuilder.write(reader.finish(), reader)
+    out += rebuilder.write(reader.finish(), reader)
+    return out if reader.trailing is None else out + data[reader.trailing :]

@@ -48,7 +48,7 @@ class _Comparison:
 
     def finish(self, reader: Reader) -> str | None:
         """What is wrong, or None.  Bytes behind the stream are no part of it."""
-        if self.difference is None and self._read and not reader.trailing:
+        if self.difference is None and self._read and reader.trailing is None:
             self.difference = self._offset
         if self.difference is None:
             return None

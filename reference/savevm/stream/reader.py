@@ -94,6 +94,9 @@ class Reader:
     without it, device bodies are kept (at most ``undescribed_limit`` bytes) until the description
     arrives.  ``sink`` receives page contents and the bodies of version 1 and 2.
 
+    ``version``, ``footers``, ``page_size``, ``blocks`` and ``trailing`` (where data behind the end
+    of the stream begins) say what was found so far.
+
     ``feed`` and ``finish`` return the events that became complete.  They do not raise for bad
     input: ``error`` then holds the ``StreamError`` that ended reading.
     """
@@ -110,7 +113,7 @@ class Reader:
         self.footers: bool | None = None
         self.configured = False
         self.described = False
-        self.trailing = False
+        self.trailing: int | None = None
         self.ram_version = 0
         self._description = description
         self._searched = description is not None
@@ -138,7 +141,9 @@ class Reader:
 
     @property
     def page_size(self) -> int | None:
-        """Target page size in bytes, as far as it is known."""
+        """Target page size in bytes, as far as it is known; versions 1 and 2 have none."""
+        if self.version < VERSION_3:
+            return None
         return int(self._ram.page_size) or self._stated_page_size()
 
     @property
@@ -708,7 +713,8 @@ class Reader:
         return False
 
     def _skip(self) -> bool:
-        self.trailing = True
+        if self.trailing is None:
+            self.trailing = self._at(0)
         self._pos = len(self._data)
         return False
 

@@ -1,0 +1,1008 @@
+"""What a reader takes to the end: streams of real QEMUs, and streams written by hand.
+
+Every vector that is damaged elsewhere stands here undamaged, so a reject differs from an accept by
+exactly the change that it declares.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+from savevm_conformance.generate.model import (
+    Accepted,
+    Finding,
+    Vector,
+    Verdict,
+    seed,
+    seed_source,
+)
+from savevm_conformance.seeds import fill_offsets
+from savevm_conformance.wire import PAGE, ZERO, Wire, be16, be32, be64, counted, pattern
+
+HAND = "generator"
+UNDESCRIBED, UNDELIMITED = "section.body.undescribed", "stream.undelimited"
+_WHOLE = ("stream.truncated", "section.truncated", "footer.id", "vmdesc.truncated")
+
+
+def accept(
+    name: str,
+    wire: Wire,
+    description: str,
+    *rules: str,
+    findings: tuple[Finding, ...] = (),
+    dialect: str = "v3-configuration",
+    source: str = HAND,
+    notes: str | None = None,
+    verdict: Verdict = "accept",
+) -> Vector:
+    """A vector ``<area>/<slug>`` that is read to the end; it also cites its findings' rules."""
+    area, slug = name.split("/")
+    rules = tuple(dict.fromkeys((*rules, *(finding.rule for finding in findings))))
+    return Vector(
+        area=area,
+        verdict=verdict,
+        slug=slug,
+        description=description,
+        rules=rules,
+        source=source,
+        wire=wire,
+        expect=Accepted(dialect, findings),
+        notes=notes,
+    )
+
+
+def found(wire: Wire, mark: str, *rules: str, section: str | None = None) -> tuple[Finding, ...]:
+    """Findings at a mark."""
+    return tuple(Finding(rule, wire.marks[mark].offset, section) for rule in rules)
+
+
+@cache
+def accepts() -> dict[str, Vector]:
+    """The accepted vectors by ``<area>/<slug>``."""
+    parts = (
+        _header,
+        _configuration,
+        _section,
+        _footer,
+        _command,
+        _vmstate,
+        _vmdesc,
+        _ram,
+        _htab,
+        _storage_attributes,
+        _stream,
+        _legacy,
+        _limit,
+        _real,
+        _real_history,
+    )
+    return {f"{v.area}/{v.slug}": v for part in parts for v in part()}
+
+
+# By hand
+
+
+def _header() -> Iterator[Vector]:
+    yield accept(
+        "header/shortest",
+        Wire().header().eof(),
+        "The shortest stream: file header and EOF mark.",
+        "header.magic",
+        "header.version",
+        "header.truncated",
+        dialect="v3-2008",
+    )
+
+
+def _configuration() -> Iterator[Vector]:
+    yield accept(
+        "configuration/all-subsections",
+        Wire()
+        .header()
+        .machine(b"virt")
+        .page_bits(12)
+        .capabilities(b"validate-uuid", b"events")
+        .uuid()
+        .eof(),
+        "A configuration with each of the subsections that there are.",
+        "configuration.truncated",
+        "configuration.subsection.unknown",
+        "configuration.subsection.version",
+        "configuration.target-page-bits",
+        "configuration.capability.unknown",
+    )
+    wire = Wire().header().machine(b"").eof()
+    yield accept(
+        "configuration/machine-empty",
+        wire,
+        "A machine name of no bytes, which is reported.",
+        "configuration.machine.empty",
+        findings=found(wire, "configuration.length", "configuration.machine.empty"),
+        notes="QEMU 5.2 to 11.1 take any prefix of their own machine name, the empty one too.",
+    )
+    yield accept(
+        "configuration/machine-longest",
+        Wire().header().machine(b"m" * 1024).eof(),
+        "A machine name as long as the default limit allows.",
+        "limit.machine-name",
+    )
+    yield accept(
+        "configuration/no-capabilities",
+        Wire().header().machine().capabilities().eof(),
+        "A capabilities subsection that lists none.",
+        "configuration.capability.unknown",
+    )
+    for bits in (8, 16):
+        yield accept(
+            f"configuration/page-bits-{bits}",
+            Wire().header().machine().page_bits(bits).eof(),
+            f"Target page bits {bits}, an end of the allowed range.",
+            "configuration.target-page-bits",
+        )
+
+
+def opaque(wire: Wire, number: int, idstr: bytes, body: bytes, version: int = 1) -> Wire:
+    """A FULL section with a footer, whose body nothing describes.  Mark: <idstr>.body."""
+    name = idstr.decode("latin-1")
+    wire.section(4, number, idstr, 0, version).put(body, f"{name}.body")
+    return wire.footer(number, f"{name}.footer")
+
+
+def live_ram(wire: Wire, number: int = 2, *, footers: bool = True) -> Wire:
+    """START, PART and END of a small ram section: block main of 4 pages, block rom of one page.
+
+    Marks: start.eos, part.eos, end.eos (the EOS words) besides those of `Wire`.
+    """
+
+    def ends(mark: str) -> None:
+        wire.word(0x10, f"{mark}.eos")
+        if footers:
+            wire.footer(number, f"{mark}.footer")
+
+    wire.section(1, number, b"ram", 0, 4).blocks(main=0x4000, rom=0x1000)
+    ends("start")
+    wire.again(2, number, "part").page(ZERO, b"main").page(0x1000 | ZERO)
+    wire.page(0x2000 | PAGE, content=pattern(4096))
+    ends("part")
+    wire.again(3, number, "end").page(0x3000 | ZERO).page(ZERO, b"rom")
+    ends("end")
+    return wire
+
+
+def _section() -> Iterator[Vector]:
+    wire = opaque(Wire().header().machine(), 7, b"fdc", b"\x01\x02\x03")
+    opaque(wire, 8, b"rtc", b"")
+    yield accept(
+        "section/opaque",
+        wire.eof(),
+        "Two bodies that only their footers delimit, the second of no bytes.",
+        UNDESCRIBED,
+        findings=(
+            *found(wire, "fdc.body", UNDESCRIBED, section="fdc"),
+            *found(wire, "rtc.body", UNDESCRIBED, section="rtc"),
+        ),
+    )
+    lookalike = b"\x7e" + be32(7) + b"\x05" + b"\x7e" + be32(8) + b"\x7e\x00"
+    wire = opaque(Wire().header().machine(), 7, b"fdc", lookalike).eof()
+    yield accept(
+        "section/opaque-with-footer-lookalikes",
+        wire,
+        "An undescribed body that holds what looks like a footer: one before a byte that begins no "
+        "record, one with another section id, one cut short.",
+        UNDESCRIBED,
+        findings=found(wire, "fdc.body", UNDESCRIBED, section="fdc"),
+    )
+    wire = opaque(Wire().header().machine(), 7, b"fdc", b"\x01")
+    opaque(wire, 7, b"rtc", b"\x02").eof()
+    yield accept(
+        "section/id-reused",
+        wire,
+        "A section id that stands for a second device, which is reported.",
+        "section.id.reused",
+        findings=(
+            *found(wire, "fdc.body", UNDESCRIBED, section="fdc"),
+            *found(wire, "rtc.id", "section.id.reused", section="rtc"),
+            *found(wire, "rtc.body", UNDESCRIBED, section="rtc"),
+        ),
+    )
+    wire = Wire().header().machine()
+    for _ in range(2):
+        wire.section(1, 2, b"ram", 0, 4).blocks(main=0x1000).end_of_section().footer(2)
+    wire.again(3, 2, "end").end_of_section().footer(2)
+    wire.again(2, 2, "part").page(ZERO, b"main").end_of_section().footer(2).eof()
+    yield accept(
+        "section/start-twice-part-after-end",
+        wire,
+        "A START that comes twice and a PART behind the END, as every QEMU takes it.",
+        "section.id.unknown",
+        "ram.block.duplicate",
+        findings=found(wire, "main.name.length#2", "ram.block.duplicate", section="ram"),
+    )
+    longest = bytes(range(1, 256))
+    wire = opaque(Wire().header().machine(), 0xFFFFFFFF, longest, b"\x01").eof()
+    name = longest.decode("latin-1")
+    yield accept(
+        "section/idstr-255",
+        wire,
+        "An idstr of 255 bytes, every byte but 00, with the highest section id.",
+        "section.idstr.empty",
+        findings=found(wire, f"{name}.body", UNDESCRIBED, section=name),
+    )
+    wire = Wire().header().machine().section(4, 1, b"timer\0zz", 0xFFFFFFFF, 2)
+    wire.put(bytes(24), "body").footer(1).eof()
+    yield accept(
+        "section/idstr-with-nul",
+        wire,
+        "An idstr with a NUL and bytes behind it, and instance ffffffff.",
+        "section.idstr.empty",
+        findings=found(wire, "body", UNDESCRIBED, section="timer\0zz"),
+        notes="QEMU 5.2 to 11.1 compare up to the NUL, and match any instance with ffffffff.",
+    )
+
+
+def _footer() -> Iterator[Vector]:
+    yield accept(
+        "footer/none",
+        live_ram(Wire().header().machine(), footers=False).eof(),
+        "Sections without footers.",
+        "footer.unexpected",
+    )
+
+
+DISCARD = b"\0" + counted(b"main") + b"\0" + be64(0x1000) + be64(0x2000)
+
+
+def _command() -> Iterator[Vector]:
+    wire = Wire().header().machine()
+    wire.command(1).command(2, be32(1)).command(3, be64(4096) * 2).command(3)
+    wire.command(4).command(6, DISCARD).command(7, be32(3)).put(b"abc", "package")
+    wire.command(8).command(9).command(10, counted(b"main")).command(11).command(5).eof()
+    yield accept(
+        "command/each",
+        wire,
+        "Every command once, ADVISE with both of its lengths.",
+        "command.truncated",
+        "command.unknown",
+        "command.length",
+        "command.packaged.empty",
+        "command.postcopy-ram-discard.payload",
+        "command.recv-bitmap.payload",
+    )
+    ranges = be64(0) + be64(0x1000) + be64(0x3000) + be64(0x1000)
+    wire = Wire().header().machine()
+    yield accept(
+        "command/discard-two-ranges",
+        wire.command(6, b"\0" + counted(b"main") + b"\0" + ranges).eof(),
+        "A discard of two ranges.",
+        "command.postcopy-ram-discard.payload",
+    )
+
+
+UART = {
+    "name": "board/uart",
+    "instance_id": 0,
+    "vmsd_name": "uart",
+    "version": 3,
+    "fields": [
+        {"name": "ticks", "type": "timer", "size": 8},
+        {"name": "enabled", "type": "bool", "size": 1},
+        {"name": "divisor", "array_len": 3, "type": "uint16", "size": 2},
+        {
+            "name": "fifo",
+            "type": "struct",
+            "struct": {
+                "vmsd_name": "uart/fifo",
+                "version": 1,
+                "fields": [
+                    {"name": "head", "type": "uint8", "size": 1},
+                    {"name": "data", "type": "buffer", "size": 4},
+                ],
+            },
+            "size": 5,
+        },
+    ],
+    "subsections": [
+        {
+            "vmsd_name": "uart/irq",
+            "version": 2,
+            "fields": [{"name": "level", "type": "int32", "size": 4}],
+        }
+    ],
+}
+
+
+def uart(wire: Wire, number: int = 5) -> Wire:
+    """The FULL section that ``UART`` describes.  Marks: uart.body and one per field."""
+    wire.section(4, number, b"board/uart", 0, 3).put(be64(123456789), "uart.body")
+    wire.put(b"\x01", "enabled").put(be16(1) + be16(2) + be16(0xFFFF), "divisor")
+    wire.put(b"\x04", "fifo.head").put(b"fifo", "fifo.data")
+    wire.subsection(b"uart/irq", 2, "irq").put(be32(0xFFFFFFFE), "level")
+    return wire.footer(number, "uart.footer")
+
+
+def _device(name: str, vmsd: str, body: bytes, fields: str, what: str, *rules: str) -> Vector:
+    """One described device ``name`` with the JSON text ``fields``.  Mark: body."""
+    text = (
+        f'{{"page_size": 4096, "devices": [{{"name": "{vmsd}", "instance_id": 0, '
+        f'"vmsd_name": "{vmsd}", "version": 1, "fields": [{fields}]}}]}}'
+    )
+    wire = Wire().header().machine().section(4, 9, vmsd.encode(), 0, 1).put(body, "body")
+    return accept(name, wire.footer(9).eof().vmdesc(text.encode()), what, *rules)
+
+
+SCALARS = (
+    ("bool", 1, "00"),
+    ("bool", 1, "01"),
+    ("bool", 1, "ff"),
+    ("int8", 1, "80"),
+    ("int16", 2, "8000"),
+    ("int32", 4, "80000000"),
+    ("int64", 8, "8000000000000000"),
+    ("uint8", 1, "80"),
+    ("uint16", 2, "8000"),
+    ("uint32", 4, "80000000"),
+    ("uint64", 8, "8000000000000000"),
+    ("uint8 equal", 1, "fe"),
+    ("uint16 equal", 2, "fffe"),
+    ("uint32 equal", 4, "fffffffe"),
+    ("int32 equal", 4, "fffffffe"),
+    ("int32 le", 4, "fffffffd"),
+    ("int64 equal", 8, "fffffffffffffffe"),
+    ("timer", 8, "ffffffffffffffff"),
+    ("CPU_Double_U", 8, "c00921fb54442d18"),
+    ("buffer", 3, "0a0b0c"),
+    ("unused_buffer", 2, "0000"),
+    ("bitmap", 16, "00000000000000010000000000000002"),
+    ("gtree", 18, "00000001 01 0000000000000005 00000007 00"),
+    ("uint32", 2, "abcd"),
+    ("virtio", 0, ""),
+)
+
+
+def _vmstate() -> Iterator[Vector]:
+    wire = uart(Wire().header().machine()).eof()
+    yield accept(
+        "vmstate/uart",
+        wire.vmdesc({"page_size": 4096, "devices": [UART]}),
+        "A device with fields, an array, a nested struct and a subsection.",
+        "vmstate.subsection.missing",
+        "vmstate.subsection.name",
+        "vmstate.subsection.version",
+        "vmdesc.layout",
+    )
+    yield _device(
+        "vmstate/each-type",
+        "types",
+        b"".join(bytes.fromhex(value) for _, _, value in SCALARS),
+        ", ".join(
+            f'{{"name": "f{index}", "type": "{type_}", "size": {size}}}'
+            for index, (type_, size, _) in enumerate(SCALARS)
+        ),
+        "A field of each type, and some whose size is not that of their type.",
+        "vmstate.truncated",
+    )
+    element = '"vmsd_name": "request", "version": 1, "fields": [{"name": "n", "type": "uint16", '
+    element += '"size": 2}]'
+    yield _device(
+        "vmstate/lists",
+        "queue",
+        bytes.fromhex("01 0001 01 0002 00  00  01 0003 00"),
+        f'{{"name": "waiting", "type": "qtailq", {element}, {element}, "size": 7}}, '
+        '{"name": "empty", "type": "qtailq", "size": 1}, '
+        f'{{"name": "done", "type": "qlist", {element}, "size": 4}}',
+        "A list of two elements, described by keys that stand twice, an empty one and one of one.",
+        "vmstate.list-marker",
+        "vmdesc.field.size",
+    )
+    struct = '{"vmsd_name": "unit", "version": 1, "fields": [{"name": "id", "type": "uint8", '
+    struct += '"size": 1}]}'
+    yield _device(
+        "vmstate/pointer-markers",
+        "units",
+        bytes.fromhex("30 30 09 30 31 08"),
+        '{"name": "unit", "array_len": 2, "type": "nullptr", "size": 1}, '
+        f'{{"name": "unit", "type": "struct", "struct": {struct}, "size": 1}}, '
+        '{"name": "slot", "type": "ptr-marker", "size": 1}, '
+        '{"name": "slot", "type": "ptr-marker", "size": 1}, '
+        f'{{"name": "slot", "type": "struct", "struct": {struct}, "size": 1}}',
+        "Null pointers as 10.0 describes them, null and present ones as 11.0 does.",
+        "vmstate.pointer-marker",
+    )
+    yield _device(
+        "vmstate/pointer-array",
+        "s390_css",
+        b"\x30" + bytes(range(3)) * 256 + b"\x30",
+        '{"name": "css", "array_len": 3, "type": "struct", "struct": {}, "size": 1}',
+        "An array of pointers whose first is null and whose description says nothing of the rest.",
+        "vmdesc.layout",
+    )
+    inner = '"vmsd_name": "inner", "version": 2, "fields": [{"name": "x", "type": "uint8", '
+    inner += '"size": 1}]'
+    sub = ', "subsections": [{"vmsd_name": "inner/more", "version": 1, "fields": []}]'
+    yield _device(
+        "vmstate/tmp-and-vstruct",
+        "outer",
+        b"\x01" + b"\x02" + b"\x05" + counted(b"inner/more") + be32(1),
+        f'{{"name": "t", "type": "tmp", {inner}, "size": 1}}, '
+        f'{{"name": "v", "type": "vstruct", {inner}{sub}, "size": 17}}',
+        "A tmp and a vstruct field; the second ends with a subsection without fields.",
+        "vmdesc.field.size",
+    )
+    yield _device(
+        "vmstate/arrays-of-one-and-none",
+        "arrays",
+        b"\x07",
+        '{"name": "one", "array_len": 1, "type": "uint8", "size": 1}, '
+        '{"name": "none", "array_len": 4, "type": "buffer", "size": 0}, '
+        '{"name": "empty", "type": "struct", "struct": {"vmsd_name": "e", "version": 1, '
+        '"fields": []}, "size": 0}',
+        "An array of one element, one of elements without bytes, and a struct without fields.",
+        "vmdesc.layout",
+    )
+
+
+DATA = {
+    "name": "slirp",
+    "instance_id": 0,
+    "size": 3,
+    "fields": [{"name": "data", "size": 3, "type": "buffer"}],
+}
+
+
+def _vmdesc() -> Iterator[Vector]:
+    wire = Wire().header().machine().section(4, 3, b"slirp", 0, 4).put(b"\x06\x00{", "body")
+    yield accept(
+        "vmdesc/size-only",
+        wire.footer(3).eof().vmdesc({"page_size": 4096, "devices": [DATA]}),
+        "A device of which the description gives only the size.",
+        "vmdesc.json",
+        "vmdesc.layout",
+    )
+    text = b'{"devices": [' + b" " * 109 + b"]}"
+    assert len(text) == 0x7C
+    wire = Wire().header().machine().eof().vmdesc(text[:-3] + b"]}")
+    yield accept(
+        "vmdesc/length-ends-with-brace",
+        wire,
+        "A length whose last byte is 7b, the brace that the text begins with.",
+        "vmdesc.truncated",
+    )
+    wire = Wire().header().machine().page_bits(12).eof()
+    wire.vmdesc({"page_size": 8192, "devices": []})
+    yield accept(
+        "vmdesc/page-size-differs",
+        wire,
+        "A page size other than the target page bits say, which is reported.",
+        "vmdesc.page-size",
+        findings=found(wire, "vmdesc", "vmdesc.page-size"),
+    )
+    wire = uart(Wire().header().machine()).eof()
+    wire.vmdesc({"page_size": 4096, "devices": [UART]}).put(b"\x06\0\0\0\x02{}", "tail")
+    yield accept(
+        "vmdesc/then-more",
+        wire,
+        "A description with bytes behind it, which are reported; the device is described all the "
+        "same.",
+        "stream.trailing-data",
+        findings=found(wire, "tail", "stream.trailing-data"),
+    )
+    decoy = b'\x00\x06\x00\x00\x00\x0e{"devices":[]}'
+    wire = Wire().header().machine().section(4, 3, b"slirp", 0, 4).put(decoy, "body").footer(3)
+    device = {**DATA, "size": len(decoy)}
+    yield accept(
+        "vmdesc/decoy-in-body",
+        wire.eof().vmdesc({"page_size": 4096, "devices": [device]}),
+        "A device body that holds a whole, empty VMDESCRIPTION; the real one is at the end.",
+        "vmdesc.json",
+    )
+    twice = b'{"devices": [%s], "devices": []}'
+    one = b'{"name": "slirp", "instance_id": 0, "size": 3, "size": 4}'
+    wire = Wire().header().machine().section(4, 3, b"slirp", 0, 4).put(b"abc", "body").footer(3)
+    yield accept(
+        "vmdesc/keys-twice",
+        wire.eof().vmdesc(twice % one),
+        "Keys that stand twice; the first one counts.",
+        "vmdesc.json",
+    )
+    wire = Wire().header().machine()
+    for kind, body in ((1, b"aaa"), (4, b"bbb"), (4, b"ccc")):
+        wire.section(kind, 3, b"slirp", 0, 4).put(body).footer(3)
+    wire.again(2, 3, "part").put(b"ddd").footer(3).eof()
+    devices = [{**DATA, "note": 1}, {**DATA, "instance_id": 1, "size": 9}, DATA, "junk"]
+    yield accept(
+        "vmdesc/section-repeated",
+        wire.vmdesc({"devices": devices}),
+        "A device that comes three times and then as PART, with two entries and some that are "
+        "nobody's.",
+        "section.version.differs-from-description",
+    )
+    wire = opaque(Wire().header().machine(), 3, b"slirp", b"abc").eof()
+    wire.vmdesc(b'{"devices": [{"name": "slirp", "instance_id": 0, "size": 3}]}\n')
+    yield accept(
+        "vmdesc/newline-behind",
+        wire,
+        "A text that ends with a line feed: good JSON, but not found before the walk is there.",
+        "vmdesc.json",
+        findings=found(wire, "slirp.body", UNDESCRIBED, section="slirp"),
+    )
+    yield accept(
+        "vmdesc/without-configuration",
+        live_ram(Wire().header(), footers=False).eof().vmdesc({"page_size": 4096, "devices": []}),
+        "A description in a stream with neither configuration nor footers.",
+        "vmdesc.truncated",
+        dialect="v3-vmdesc",
+    )
+
+
+def _ram() -> Iterator[Vector]:
+    yield accept(
+        "ram/live",
+        live_ram(Wire().header().machine()).eof(),
+        "START, PART and END; the first page of the END continues the block of the PART.",
+        "ram.truncated",
+        "ram.blocks.total",
+        "ram.flags.combination",
+        "ram.page.misaligned",
+        "ram.page.continue-needs-block",
+        "ram.page.unknown-block",
+        "ram.page.outside-block",
+        "section.id.unknown",
+        "section.version.newer-than-supported",
+    )
+    wire = Wire().header().machine().section(4, 2, b"ram", 0, 4).blocks(main=0x2000)
+    wire.page(ZERO, b"main").page(0x1000 | PAGE, content=pattern(4096)).page(0x1000 | ZERO)
+    yield accept(
+        "ram/full-section",
+        wire.page(PAGE, content=bytes(4096)).end_of_section().footer(2).eof(),
+        "A ram section sent as FULL; a page that becomes zero again, and a page of zeros.",
+        "section.type",
+    )
+    wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks(main=0x1000)
+    wire.blocks(main=0x2000, more=0x1000).page(0x1000 | ZERO, b"main").end_of_section()
+    yield accept(
+        "ram/block-listed-twice",
+        wire.footer(2).eof(),
+        "A block that a second list gives another length, which is reported and replaces the first.",
+        "ram.block.duplicate",
+        findings=found(wire, "main.name.length#2", "ram.block.duplicate", section="ram"),
+    )
+    for name, size, kind in (
+        ("256-bytes", 256, PAGE),
+        ("1-kib", 1024, ZERO),
+        ("2-kib", 2048, PAGE),
+        ("8-kib", 8192, ZERO),
+        ("16-kib", 16384, PAGE),
+        ("64-kib", 65536, ZERO),
+    ):
+        content = b"\0" if kind == ZERO else pattern(size)
+        wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks(main=size * 4)
+        wire.page(kind, b"main", content).page(size | kind, content=content)
+        yield accept(
+            f"ram/page-size-{name}",
+            wire.page(size * 3 | ZERO).end_of_section().footer(2).eof(),
+            f"Pages of {size} bytes, told only by where the second page record stands.",
+            "ram.page.misaligned",
+        )
+    wire = Wire().header().machine().page_bits(8).section(1, 2, b"ram", 0, 4).blocks(main=0x400)
+    wire.page(0x300 | PAGE, b"main", pattern(256)).page(0x100 | ZERO).end_of_section()
+    yield accept(
+        "ram/page-size-from-configuration",
+        wire.footer(2).eof(),
+        "Pages of 256 bytes, as the configuration says.",
+        "ram.page.misaligned",
+        "configuration.target-page-bits",
+    )
+    wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks(main=0x2000)
+    wire.page(0x1000 | ZERO, b"main").page(ZERO).end_of_section().footer(2).eof()
+    yield accept(
+        "ram/page-size-from-description",
+        wire.vmdesc({"page_size": 4096, "devices": []}),
+        "Pages of 4096 bytes, as the description says.",
+        "ram.page.misaligned",
+    )
+    wire = Wire().header().machine().section(1, 2, b"ram", 0, 3).put(be64(0x1004) + be64(0x10))
+    wire.marks["body"] = wire.marks["ram.version"]._replace(offset=len(wire.data) - 16)
+    yield accept(
+        "ram/version-3",
+        wire.footer(2).eof(),
+        "Version 3, which a reader of version 4 treats as a body that nothing describes.",
+        UNDESCRIBED,
+        findings=found(wire, "body", UNDESCRIBED, section="ram"),
+    )
+    wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks().end_of_section()
+    yield accept(
+        "ram/no-blocks",
+        wire.footer(2).again(3, 2, "end").end_of_section().footer(2).eof(),
+        "A block list with the total 0, which lists nothing.",
+        "ram.blocks.total",
+    )
+
+
+def _htab() -> Iterator[Vector]:
+    wire = Wire().header().machine(b"pseries").section(1, 22, b"spapr/htab", 0, 1)
+    wire.put(be32(18), "shift").footer(22)
+    wire.again(2, 22, "part").put(be32(0), "part.header")
+    wire.put(be32(4) + be16(2) + be16(3), "chunk").put(pattern(32), "entries")
+    wire.put(be32(0x100) + be16(0) + be16(1), "chunk").put(bytes(8), "part.end").footer(22)
+    wire.again(3, 22, "end").put(be32(0), "end.header").put(bytes(8), "end.end").footer(22)
+    yield accept(
+        "htab/chunks",
+        wire.eof(),
+        "A hash table: its size, then two chunks, then none.",
+        "htab.truncated",
+    )
+    none = be32(0xFFFFFFFF)
+    wire = Wire().header().machine(b"pseries").section(1, 22, b"spapr/htab", 0, 1).put(none)
+    yield accept(
+        "htab/none",
+        wire.footer(22).again(3, 22, "end").put(none).footer(22).eof(),
+        "No hash table: ffffffff in START and END.",
+        "htab.truncated",
+    )
+
+
+def _storage_attributes() -> Iterator[Vector]:
+    wire = Wire().header().machine(b"s390-ccw-virtio")
+    wire.section(1, 3, b"s390-storage_attributes", 0, 0).word(1, "start.eos").footer(3)
+    wire.again(2, 3, "part").word(0x10000 | 2, "more").put(be64(5), "count")
+    wire.put(b"\0\1\2\3\4", "attributes").word(1, "part.eos").footer(3)
+    wire.again(3, 3, "end").word(0x20000 | 2, "more").put(be64(0), "count").word(8, "done")
+    yield accept(
+        "storage-attributes/each-flag",
+        wire.word(1, "end.eos").footer(3).eof(),
+        "MORE with five attributes and with none, DONE and EOS.",
+        "storage-attributes.truncated",
+        "storage-attributes.flags",
+    )
+
+
+def _stream() -> Iterator[Vector]:
+    yield accept(
+        "stream/configuration-only",
+        Wire().header().machine().eof(),
+        "A configuration and no section at all.",
+        "stream.truncated",
+    )
+    wire = Wire().header().machine().eof().put(b"\0", "tail")
+    yield accept(
+        "stream/eof-twice",
+        wire,
+        "A second EOF mark, which is reported.",
+        "stream.trailing-data",
+        findings=found(wire, "tail", "stream.trailing-data"),
+    )
+    wire = Wire().header().section(4, 0, b"timer", 0, 2).put(bytes(24), "body").eof()
+    yield accept(
+        "stream/undelimited",
+        wire,
+        "A body without footer or description reaches to the end, and so does the EOF mark in it.",
+        "stream.undelimited",
+        "stream.eof-mark",
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="timer"),
+        dialect="v3-2008",
+    )
+    wire = Wire().header().section(4, 7, b"fdc", 0, 1)
+    wire.put(b"\x01", "body").footer(7).eof()
+    yield accept(
+        "stream/undelimited-with-footer-lookalike",
+        wire,
+        "What looks like a footer delimits nothing in a stream without configuration.",
+        "stream.undelimited",
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="fdc"),
+        dialect="v3-2008",
+    )
+    wire = Wire().header().machine().section(4, 7, b"fdc", 0, 1)
+    wire.put(b"\x01\x7e\0\0\0\x08", "body").eof()
+    yield accept(
+        "stream/configured-and-undelimited",
+        wire,
+        "A body without footer in a stream that has a configuration.",
+        "stream.undelimited",
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="fdc"),
+    )
+    wire = live_ram(Wire().header(), footers=False)
+    wire.section(4, 0, b"timer", 0, 2).put(b"\x7e", "body").eof()
+    yield accept(
+        "stream/ram-then-undelimited",
+        wire,
+        "Live RAM without footers, then a body that nothing delimits.",
+        "stream.undelimited",
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="timer"),
+        dialect="v3-ram4",
+    )
+
+
+def v1() -> Wire:
+    """Two records of version 1."""
+    wire = Wire().header(1).record(b"timer", 0, 1, pattern(16))
+    return wire.record(b"serial", 0x3F8, 1, pattern(9))
+
+
+def v2(total: int | None = None) -> Wire:
+    """Two records of version 2; ``total`` in the place of the right total length.  Mark: total."""
+    records = Wire().record(b"timer", 0, 2, pattern(24)).record(b"serial", 0x3F8, 2, pattern(10))
+    wire = Wire().header(2).put(be64(len(records.data) if total is None else total), "total")
+    wire.record(b"timer", 0, 2, pattern(24))
+    return wire.record(b"serial", 0x3F8, 2, pattern(10))
+
+
+def _legacy() -> Iterator[Vector]:
+    yield accept(
+        "legacy/v1",
+        v1(),
+        "Two records of version 1.",
+        "record.truncated",
+        "record.length",
+        dialect="v1",
+    )
+    yield accept(
+        "legacy/v2",
+        v2(),
+        "Two records of version 2.",
+        "record.outside-total",
+        "record.truncated",
+        dialect="v2",
+    )
+    yield accept(
+        "legacy/v1-shortest",
+        Wire().header(1),
+        "Version 1 without any record.",
+        "record.truncated",
+        dialect="v1",
+    )
+    yield accept(
+        "legacy/v2-shortest",
+        Wire().header(2).put(be64(0)),
+        "Version 2 with a total length of 0.",
+        "record.outside-total",
+        dialect="v2",
+    )
+    yield accept(
+        "legacy/v1-nameless",
+        Wire().header(1).record(b"", 0xFFFFFFFF, 0, b""),
+        "A record with neither name nor body.",
+        "record.truncated",
+        dialect="v1",
+    )
+    wire = v2().put(b"\0", "tail")
+    yield accept(
+        "legacy/v2-then-more",
+        wire,
+        "A byte behind the total length, which is reported.",
+        "stream.trailing-data",
+        findings=found(wire, "tail", "stream.trailing-data"),
+        dialect="v2",
+    )
+
+
+def _limit() -> Iterator[Vector]:
+    for depth in (128,):
+        nested = b'{"devices": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
+        yield accept(
+            f"limit/vmdesc-depth-{depth}",
+            Wire().header().machine().eof().vmdesc(nested),
+            "A description nested as deep as the default limit allows.",
+            "limit.vmdesc-depth",
+        )
+    names = (b"events",) * 256
+    yield accept(
+        "limit/capabilities-256",
+        Wire().header().machine().capabilities(*names).eof(),
+        "As many capabilities as the default limit allows.",
+        "limit.capabilities",
+    )
+
+
+# From real QEMUs
+
+
+def real(
+    name: str, seed_name: str, description: str, *rules: str, dialect: str = "v3-configuration"
+) -> Vector:
+    """A seed as it is, in which everything is described."""
+    return accept(
+        name, seed(seed_name), description, *rules, dialect=dialect, source=seed_source(seed_name)
+    )
+
+
+def _real() -> Iterator[Vector]:
+    for version in ("5.2", "7.2", "10.0", "11.1"):
+        yield real(
+            f"stream/avr-{version}",
+            f"avr-{version}",
+            f"The smallest machine, arduino-duemilanove, as QEMU {version} writes it.",
+            *_WHOLE,
+        )
+        yield real(
+            f"stream/microbit-{version}",
+            f"microbit-{version}",
+            f"An Arm machine with many devices, microbit, as QEMU {version} writes it.",
+            *_WHOLE,
+        )
+    for version in ("5.2", "10.0"):
+        yield real(
+            f"stream/tricore-{version}",
+            f"tricore-{version}",
+            f"A machine with many RAM blocks, tricore_testboard, as QEMU {version} writes it.",
+            "ram.blocks.total",
+            *_WHOLE,
+        )
+    for name, seed_name, what in (
+        ("nios2", "nios2-7.2", "A machine of an architecture that QEMU no longer has."),
+        ("rx", "rx-11.1", "gdbsim-r5f562n7 as QEMU 11.1 writes it."),
+        ("or1k", "or1k-5.2", "or1k-sim as QEMU 5.2 writes it, with pages of 8 KiB."),
+        ("alpha", "alpha-10.0", "clipper as QEMU 10.0 writes it, with pages of 8 KiB."),
+        ("riscv-virt", "riscv-virt-10.0", "A RISC-V machine with PCI as QEMU 10.0 writes it."),
+        ("microvm", "microvm-7.2", "A small x86 machine as QEMU 7.2 writes it."),
+        ("isapc", "isapc-10.0", "An old x86 machine as QEMU 10.0 writes it."),
+    ):
+        yield real(f"stream/{name}", seed_name, what, *_WHOLE)
+    yield real(
+        "vmdesc/length-contains-brace",
+        "mips-malta-11.1",
+        "A length in which 7b stands, the brace that a text begins with: 31727 is 7bef.",
+        "vmdesc.truncated",
+        "vmdesc.json",
+    )
+    for version in ("10.0", "11.1"):
+        yield real(
+            f"configuration/target-page-bits-{version}",
+            f"arm-virt-{version}",
+            f"The configuration of an Arm machine states its page size, as QEMU {version} has it.",
+            "configuration.target-page-bits",
+        )
+    for version in ("7.2", "10.0"):
+        yield real(
+            f"configuration/uuid-{version}",
+            f"spike-uuid-{version}",
+            f"The configuration carries the uuid, as QEMU {version} has it.",
+            "configuration.subsection.version",
+        )
+        yield real(
+            f"command/return-path-{version}",
+            f"avr-return-path-{version}",
+            f"QEMU {version} with a return path: OPEN_RETURN_PATH, PING and POSTCOPY_ADVISE.",
+            "command.length",
+        )
+    yield real(
+        "command/postcopy-7.2",
+        "spike-postcopy-7.2",
+        "A postcopy migration: discards, a package with the devices, RAM behind it, no description.",
+        "command.packaged.empty",
+        "command.postcopy-ram-discard.payload",
+    )
+    yield real(
+        "configuration/absent-7.2",
+        "avr-no-configuration-7.2",
+        "QEMU 7.2 told not to send the configuration.",
+        "configuration.misplaced",
+        dialect="v3-vmdesc",
+    )
+    yield real(
+        "footer/absent-7.2",
+        "avr-no-footers-7.2",
+        "QEMU 7.2 told not to send footers.",
+        "footer.unexpected",
+    )
+    yield real(
+        "footer/neither-7.2",
+        "avr-neither-7.2",
+        "QEMU 7.2 told to send neither configuration nor footers.",
+        "footer.unexpected",
+        dialect="v3-vmdesc",
+    )
+    yield real(
+        "htab/pseries-2.3-7.2",
+        "pseries-2.3-7.2",
+        "A machine of 2.3: hash table, description, neither configuration nor footers.",
+        "htab.truncated",
+        dialect="v3-vmdesc",
+    )
+    yield real(
+        "htab/pseries-10.0",
+        "pseries-10.0",
+        "A hash table as QEMU 10.0 writes it.",
+        "htab.truncated",
+    )
+    for version, what in (
+        ("7.2", "a pointer array that the description does not tell"),
+        ("10.0", "null pointers described as nullptr"),
+        ("11.1", "null pointers described as ptr-marker"),
+    ):
+        yield real(
+            f"storage-attributes/s390x-{version}",
+            f"s390x-{version}",
+            f"An s390x machine as QEMU {version} writes it, with storage attributes and {what}.",
+            "storage-attributes.flags",
+            "vmstate.pointer-marker",
+        )
+
+
+def _real_history() -> Iterator[Vector]:
+    yield real(
+        "legacy/v1-0.8.1",
+        "v1-0.8.1",
+        "Version 1 as QEMU 0.8.1 wrote it.",
+        "record.truncated",
+        dialect="v1",
+    )
+    yield real(
+        "legacy/v2-0.9.1",
+        "v2-0.9.1",
+        "Version 2 as QEMU 0.9.1 wrote it.",
+        "record.outside-total",
+        dialect="v2",
+    )
+    for name, seed_name, what, head, section, dialect in (
+        (
+            "legacy/v3-r5434",
+            "v3-r5434",
+            "The first version 3: FULL sections that nothing delimits.",
+            b"\4\0\0\0\0\5timer\0\0\0\0\0\0\0\2",
+            "timer",
+            "v3-2008",
+        ),
+        (
+            "legacy/v3-r5478",
+            "v3-r5478",
+            "The first live migration: ram version 3, which nothing delimits for a reader of 4.",
+            b"\1\0\0\0\1\3ram\0\0\0\0\0\0\0\3",
+            "ram",
+            "v3-2008",
+        ),
+        (
+            "legacy/v3-0.10.6",
+            "v3-0.10.6",
+            "Version 3 as QEMU 0.10.6 wrote it, with ram version 3.",
+            b"\1\0\0\0\1\3ram\0\0\0\0\0\0\0\3",
+            "ram",
+            "v3-2008",
+        ),
+        (
+            "legacy/v3-0.14.1",
+            "v3-0.14.1",
+            "QEMU 0.14.1 begins with block migration, which nothing delimits.",
+            b"\1\0\0\0\1\5block\0\0\0\0\0\0\0\1",
+            "block",
+            "v3-2008",
+        ),
+        (
+            "legacy/pseries-2.1",
+            "pseries-2.1-7.2",
+            "A machine of 2.1 in QEMU 7.2: no configuration, no footers, no description.",
+            b"\4\0\0\0\0\5timer\0\0\0\0\0\0\0\2",
+            "timer",
+            "v3-ram4",
+        ),
+        (
+            "legacy/v3-0.14.1-without-block",
+            "v3-0.14.1-no-block",
+            "Live RAM with block names as QEMU 0.14.1 wrote it, then what nothing delimits.",
+            b"\4\0\0\0\0\5timer\0\0\0\0\0\0\0\2",
+            "timer",
+            "v3-ram4",
+        ),
+        (
+            "legacy/v3-1.0-rc2-without-block",
+            "v3-1.0-rc2-no-block",
+            "Many rounds of live RAM as QEMU 1.0-rc2 wrote them, then what nothing delimits.",
+            b"\4\0\0\0\0\5timer\0\0\0\0\0\0\0\2",
+            "timer",
+            "v3-ram4",
+        ),
+    ):
+        wire = seed(seed_name).find("body", head, len(head))
+        fills = fill_offsets(bytes(wire.data), 4096) if dialect == "v3-ram4" else []
+        yield accept(
+            name,
+            wire,
+            what,
+            UNDESCRIBED,
+            "stream.undelimited",
+            *(("ram.zero.fill",) if fills else ()),
+            findings=(
+                *(Finding("ram.zero.fill", at, "ram") for at in fills),
+                *found(wire, "body", UNDESCRIBED, UNDELIMITED, section=section),
+            ),
+            dialect=dialect,
+            source=seed_source(seed_name),
+        )

@@ -1,0 +1,186 @@
+"""A few words for writing streams by hand, byte by byte, with named places to damage later.
+
+    wire = Wire().header().machine(b"none").eof()
+    wire.marks["version"]       # Mark(offset=4, size=4)
+
+Nothing here checks anything: a `Wire` writes what it is told, right or wrong.
+"""
+
+import json
+from typing import Any, NamedTuple, Self
+
+ZERO, MEM_SIZE, PAGE, EOS, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
+
+
+class Mark(NamedTuple):
+    """A named place: offset and size in bytes."""
+
+    offset: int
+    size: int
+
+
+def be16(value: int) -> bytes:
+    """Two bytes, big-endian."""
+    return value.to_bytes(2, "big")
+
+
+def be32(value: int) -> bytes:
+    """Four bytes, big-endian."""
+    return value.to_bytes(4, "big")
+
+
+def be64(value: int) -> bytes:
+    """Eight bytes, big-endian."""
+    return value.to_bytes(8, "big")
+
+
+def counted(name: bytes) -> bytes:
+    """A name behind the byte that is its length."""
+    return bytes([len(name)]) + name
+
+
+def pattern(size: int) -> bytes:
+    """``size`` bytes of page contents that nobody else owns."""
+    return bytes((7 * index + (index >> 8)) & 0xFF for index in range(size))
+
+
+class Wire:
+    """Bytes being written.  Every method appends and returns self.
+
+    Marks are called ``<prefix>.<field>``; the first of a name stays, the next one becomes
+    ``<name>#2`` and so on.
+    """
+
+    def __init__(self, data: bytes = b"") -> None:
+        """Go on behind ``data``."""
+        self.data = bytearray(data)
+        self.marks: dict[str, Mark] = {}
+
+    def put(self, data: bytes, mark: str | None = None) -> Self:
+        """``data`` as it is."""
+        if mark is not None:
+            name, count = mark, 1
+            while name in self.marks:
+                count += 1
+                name = f"{mark}#{count}"
+            self.marks[name] = Mark(len(self.data), len(data))
+        self.data += data
+        return self
+
+    def find(self, mark: str, needle: bytes, skip: int = 0, size: int = 1) -> Self:
+        """Name the ``size`` bytes that stand ``skip`` bytes behind the start of ``needle``.
+
+        Raises:
+            ValueError: ``needle`` is not there exactly once.
+        """
+        if self.data.count(needle) != 1:
+            raise ValueError(f"{needle!r} occurs {self.data.count(needle)} times")
+        self.marks[mark] = Mark(self.data.index(needle) + skip, size)
+        return self
+
+    def name(self, name: bytes, mark: str) -> Self:
+        """A counted name: ``<mark>.length`` and ``<mark>``."""
+        return self.put(bytes([len(name)]), f"{mark}.length").put(name, mark)
+
+    # The parts of a version 3 stream
+
+    def header(self, version: int = 3) -> Self:
+        """Marks: magic, version."""
+        return self.put(b"QEVM", "magic").put(be32(version), "version")
+
+    def machine(self, name: bytes = b"none") -> Self:
+        """A configuration without subsections.  Marks: configuration{,.length,.machine}."""
+        self.put(b"\x07", "configuration").put(be32(len(name)), "configuration.length")
+        return self.put(name, "configuration.machine")
+
+    def subsection(self, name: bytes, version: int, mark: str) -> Self:
+        """The head of a subsection.  Marks: <mark>{.mark,.name.length,.name,.version}."""
+        self.put(b"\x05", f"{mark}.mark").name(name, f"{mark}.name")
+        return self.put(be32(version), f"{mark}.version")
+
+    def page_bits(self, bits: int) -> Self:
+        """configuration/target-page-bits.  Marks: bits.*, bits."""
+        self.subsection(b"configuration/target-page-bits", 1, "bits")
+        return self.put(be32(bits), "bits")
+
+    def capabilities(self, *names: bytes) -> Self:
+        """configuration/capabilities.  Marks: capabilities.*, capabilities.count, capability."""
+        self.subsection(b"configuration/capabilities", 1, "capabilities")
+        self.put(be32(len(names)), "capabilities.count")
+        for name in names:
+            self.name(name, "capability")
+        return self
+
+    def uuid(self) -> Self:
+        """configuration/uuid.  Marks: uuid.*, uuid."""
+        return self.subsection(b"configuration/uuid", 1, "uuid").put(bytes(range(16)), "uuid")
+
+    def command(self, number: int, payload: bytes = b"") -> Self:
+        """Marks: command{,.number,.length,.payload}."""
+        self.put(b"\x08", "command").put(be16(number), "command.number")
+        self.put(be16(len(payload)), "command.length")
+        return self.put(payload, "command.payload")
+
+    def section(self, kind: int, number: int, idstr: bytes, instance: int, version: int) -> Self:
+        """The head of a START (1) or FULL (4).  Marks: <idstr>.{type,id,idstr,instance,version}."""
+        mark = idstr.decode("latin-1")
+        self.put(bytes([kind]), f"{mark}.type").put(be32(number), f"{mark}.id")
+        self.name(idstr, f"{mark}.idstr").put(be32(instance), f"{mark}.instance")
+        return self.put(be32(version), f"{mark}.version")
+
+    def again(self, kind: int, number: int, mark: str) -> Self:
+        """The head of a PART (2) or END (3).  Marks: <mark>.type, <mark>.id."""
+        return self.put(bytes([kind]), f"{mark}.type").put(be32(number), f"{mark}.id")
+
+    def footer(self, number: int, mark: str = "footer") -> Self:
+        """Marks: <mark>, <mark>.id."""
+        return self.put(b"\x7e", mark).put(be32(number), f"{mark}.id")
+
+    def eof(self) -> Self:
+        """Marks: eof."""
+        return self.put(b"\0", "eof")
+
+    def vmdesc(self, description: Any) -> Self:
+        """A VMDESCRIPTION of ``description``: text, or what becomes JSON as QEMU writes it.
+
+        Marks: vmdesc, vmdesc.length, vmdesc.text.
+        """
+        text = description if isinstance(description, bytes) else json.dumps(description).encode()
+        self.put(b"\x06", "vmdesc").put(be32(len(text)), "vmdesc.length")
+        return self.put(text, "vmdesc.text")
+
+    # RAM words
+
+    def blocks(self, **lengths: int) -> Self:
+        """The block list.  Marks: blocks, <block>.name.length, <block>.name, <block>.length."""
+        self.put(be64(sum(lengths.values()) | MEM_SIZE), "blocks")
+        for block, length in lengths.items():
+            self.name(block.encode(), f"{block}.name").put(be64(length), f"{block}.length")
+        return self
+
+    def page(self, word: int, block: bytes | None = None, content: bytes = b"\0") -> Self:
+        """A page record; ``word`` gets CONTINUE when no block is named.
+
+        Marks: page, page.block.length, page.block, page.content.
+        """
+        self.put(be64(word if block is not None else word | CONTINUE), "page")
+        if block is not None:
+            self.name(block, "page.block")
+        return self.put(content, "page.content")
+
+    def word(self, word: int, mark: str = "word") -> Self:
+        """Eight bytes.  Marks: <mark>."""
+        return self.put(be64(word), mark)
+
+    def end_of_section(self) -> Self:
+        """The word EOS.  Marks: eos."""
+        return self.word(EOS, "eos")
+
+    # Records of version 1 and 2
+
+    def record(self, idstr: bytes, instance: int, version: int, body: bytes) -> Self:
+        """Marks: <idstr>.{idstr*,instance,version,length,body}."""
+        mark = idstr.decode("latin-1")
+        self.name(idstr, f"{mark}.idstr").put(be32(instance), f"{mark}.instance")
+        self.put(be32(version), f"{mark}.version").put(be32(len(body)), f"{mark}.length")
+        return self.put(body, f"{mark}.body")
