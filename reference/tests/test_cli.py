@@ -29,10 +29,11 @@ def described() -> bytes:
         "fields": [
             {"name": "on", "type": "bool", "size": 1},
             {"name": "regs", "array_len": 2, "type": "uint16", "size": 2},
+            {"name": "state", "type": "buffer", "size": 6},
         ],
     }
     text = json.dumps({"page_size": P, "devices": [device]}).encode()
-    body = start(7, "dev/0", b"\x01\x12\x34\x00\x05", version=2, instance=3, kind=4)
+    body = start(7, "dev/0", b"\x01\x12\x34\x00\x05idle\0\0", version=2, instance=3, kind=4)
     ram = guest(page(0, A, "r"), zero(P), page(2 * P, B), size=4 * P)
     return ram[:-1] + body + EOF + vmdescription(text)
 
@@ -53,7 +54,7 @@ def test_inspect_shows_every_record_with_its_offset(stream: Path) -> None:
     assert "block r  16 KiB" in text
     assert "pages of r: 1 zero, 2 normal" in text
     at = described().index(b"\x04\x00\x00\x00\x07\x05dev/0")
-    assert f"{at}  section-full dev/0  id 7, instance 3, version 2, 5 bytes" in text
+    assert f"{at}  section-full dev/0  id 7, instance 3, version 2, 11 bytes" in text
     assert "regs" not in text
 
 
@@ -62,6 +63,7 @@ def test_inspect_section_shows_fields(stream: Path) -> None:
         text = savevm("inspect", "--section", pattern, str(stream)).stdout.decode()
         assert "on = true" in text
         assert "regs = 4660 5" in text
+        assert "state = 69646c650000 ('idle')" in text
         assert "ram" not in text
     assert savevm("inspect", "--section", "nothing", str(stream)).returncode == 1
 
@@ -70,7 +72,11 @@ def test_inspect_json(stream: Path) -> None:
     result = json.loads(savevm("inspect", "--json", str(stream)).stdout)
     assert result["error"] is None
     device = next(r for r in result["records"] if r.get("idstr") == "dev/0")
-    assert device["body"]["fields"] == [["on", True], ["regs", [0x1234, 5]]]
+    assert device["body"]["fields"] == [
+        ["on", True],
+        ["regs", [0x1234, 5]],
+        ["state", "69646c650000"],
+    ]
 
 
 def test_a_cut_stream_shows_what_could_be_read_then_what_broke(tmp_path: Path) -> None:
@@ -167,7 +173,7 @@ def test_extract(tmp_path: Path, stream: Path) -> None:
     (block,) = manifest["ram"]
     assert (out / block["file"]).read_bytes() == A + bytes(P) + B + bytes(P)
     (device,) = json.loads((out / "devices.json").read_text())
-    assert device["state"] == {"on": True, "regs": [0x1234, 5]}
+    assert device["state"] == {"on": True, "regs": [0x1234, 5], "state": "69646c650000"}
     assert savevm("extract", str(stream), "-o", str(out)).returncode == 2
     assert savevm("extract", str(stream), "-o", str(out), "--force").returncode == 0
 

@@ -1,6 +1,7 @@
 """The reader: events, chunking, truncation."""
 
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,45 @@ def test_waiting_for_a_description_is_bounded() -> None:
     assert reader.error.section == "x"
     assert reader.error.offset == len(HEADER + configuration()) + 15
     assert footer(5) not in reader.feed(b"")
+
+
+@pytest.mark.parametrize("size", [256, 1024, 4096, 65536])
+def test_long_sequences_of_zero_pages(size: int) -> None:
+    """Compared in groups, they give the same runs as record by record."""
+    randomness = random.Random(size)
+    # Across several groups, and broken off in the middle of one.
+    lengths = [63, 64, 65, 700, (3 << 24) // size + 5 if size >= 1024 else 1000, 129, 1, 5000]
+    records: list[bytes] = []
+    expected: list[tuple[int, int, int]] = []
+    at = randomness.randrange(1 << 20) * size
+    for length in lengths:
+        records += [zero(at + i * size) for i in range(length)]
+        expected.append((0, at, length))
+        at += length * size
+        match randomness.randrange(3):
+            case 0:
+                at += randomness.randrange(1, 5) * size
+            case 1:
+                records.append(zero(at, fill=1))
+                expected.append((1, at, 1))
+                at += size
+            case 2:
+                records.append(page(at, b"\xaa" * size))
+                expected.append((-1, at, 1))
+                at += size
+    used = at
+    records[0] = zero(expected[0][1], "r")
+    bits = (
+        b"\5" + b"\x1econfiguration/target-page-bits" + struct.pack(">II", 1, size.bit_length() - 1)
+    )
+    listed = start(2, "ram", blocks(("r", used)) + EOS)
+    data = HEADER + configuration("none", bits) + listed
+    data += part(2, b"".join(records) + zero(used) + EOS)
+    sizes = [randomness.choice((1, 9, 600, 262144)) for _ in range(len(data) // 9)]
+    for cuts in (None, sizes):
+        events, reader = read(data, cuts)
+        runs = [(e.fill, e.address, e.count) for e in events if isinstance(e, PageRun)]
+        assert runs == expected
+        # The page behind the last belongs to no block.
+        assert reader.error is not None
+        assert reader.error.rule == "ram.page.outside-block"

@@ -27,7 +27,11 @@ def _value(value: Any) -> str:
     if isinstance(value, int):
         return f"{value} ({value:#x})" if value > 9 else str(value)
     if isinstance(value, str):
-        return value if len(value) <= 64 else f"{value[:64]}… ({len(value) // 2} bytes)"
+        text = bytes.fromhex(value).rstrip(b"\0")
+        shown = value if len(value) <= 64 else f"{value[:64]}… ({len(value) // 2} bytes)"
+        if len(text) > 2 and text.isascii() and text.decode("ascii").isprintable():
+            return f"{shown} ({text.decode('ascii')!r})"
+        return shown
     return " ".join(_value(v).split(" ")[0] for v in value)
 
 

@@ -34,6 +34,40 @@ RUN_PAGES: Final = 256
 NO_FILL: Final = -1
 
 
+# Zero pages read one by one before a group is compared at once.
+_PATIENCE: Final = 64
+
+
+class _ZeroGroup:
+    """The ZERO records, with CONTINUE, of an aligned group of pages.
+
+    Groups are of 16 MiB (64 KiB where pages are below 1 KiB), so that within one only the low
+    bytes of the words differ, and between two only the others.
+    """
+
+    def __init__(self, page_size: i64) -> None:
+        self.page_size = page_size
+        self._bytes: i64 = 1 << 24 if page_size >= 1024 else 1 << 16
+        self._columns: i64 = 5 if page_size >= 1024 else 6
+        self.count: i64 = self._bytes // page_size
+        self._records = bytearray()
+        for i in range(int(self.count)):
+            word = i * int(page_size) | RAM_ZERO | RAM_CONTINUE
+            self._records += word.to_bytes(8, "big") + b"\0"
+
+    def index(self, address: i64) -> i64:
+        """Which record of its group is that of the page at ``address``."""
+        return (address & (self._bytes - 1)) // self.page_size
+
+    def records(self, address: i64) -> memoryview:
+        """The records of the group of ``address``; 9 bytes each, valid until the next call."""
+        high = int(address).to_bytes(8, "big")
+        for column in range(int(self._columns)):
+            if self._records[column] != high[column]:
+                self._records[column::9] = high[column : column + 1] * int(self.count)
+        return memoryview(self._records)
+
+
 class RamBody:
     """Reads bodies of RAM sections; keeps the block list and the current block between them."""
 
@@ -57,6 +91,7 @@ class RamBody:
         self._run_address: i64 = 0
         self._run_count: i64 = 0
         self._run_named = False
+        self._zero_group: _ZeroGroup | None = None
 
     def start(self) -> None:
         """A new body begins."""
@@ -213,33 +248,62 @@ class RamBody:
                         )
                     )
                 pos = after + 1
-                # Empty memory comes as long sequences of these, so they have a loop of their own.
-                count: i64 = 1
-                word = address | RAM_ZERO | RAM_CONTINUE
-                limit: i64 = self._used - page_size
-                while size - pos >= 9 and address < limit:
-                    address += page_size
-                    word += page_size
-                    if (
-                        data[pos + 8] != fill
-                        or fill != 0
-                        or data[pos + 7] != word & 0xFF
-                        or data[pos + 6] != word >> 8 & 0xFF
-                        or data[pos + 5] != word >> 16 & 0xFF
-                        or data[pos + 4] != word >> 24 & 0xFF
-                        or data[pos + 3] != word >> 32 & 0xFF
-                        or data[pos + 2] != word >> 40 & 0xFF
-                        or data[pos + 1] != word >> 48 & 0xFF
-                        or data[pos] != word >> 56
-                    ):
-                        break
-                    pos += 9
-                    count += 1
-                self._run_count += count
+                self._run_count += 1
+                if fill == 0:
+                    count: i64 = self._zeros_ahead(data, pos, address)
+                    self._run_count += count
+                    pos += 9 * count
             else:
                 pos = after
                 self._page_address = address
                 self._page_left = page_size
+
+    def _zeros_ahead(self, data: bytes, pos: i64, address: i64) -> i64:
+        """How many more ZERO records of consecutive pages, with CONTINUE, follow at once.
+
+        ``address`` is that of the page before.  Empty memory comes as millions of these, so after
+        a few of them whole groups are compared with what they must look like.
+        """
+        start: i64 = pos
+        size: i64 = len(data)
+        page_size: i64 = self.page_size
+        last: i64 = self._used - page_size
+        patience: i64 = _PATIENCE
+        while size - pos >= 9 and address < last:
+            address += page_size
+            if patience == 0:
+                group = self._zero_group
+                if group is None or group.page_size != page_size:
+                    group = _ZeroGroup(page_size)
+                    self._zero_group = group
+                index: i64 = group.index(address)
+                count: i64 = min(
+                    group.count - index,
+                    (size - pos) // 9,
+                    (last - address) // page_size + 1,
+                )
+                records = group.records(address)
+                if data.startswith(records[int(9 * index) : int(9 * (index + count))], int(pos)):
+                    pos += 9 * count
+                    address += (count - 1) * page_size
+                    continue
+                patience = count
+            patience -= 1
+            word: i64 = address | RAM_ZERO | RAM_CONTINUE
+            if (
+                data[pos + 8] != 0
+                or data[pos + 7] != word & 0xFF
+                or data[pos + 6] != word >> 8 & 0xFF
+                or data[pos + 5] != word >> 16 & 0xFF
+                or data[pos + 4] != word >> 24 & 0xFF
+                or data[pos + 3] != word >> 32 & 0xFF
+                or data[pos + 2] != word >> 40 & 0xFF
+                or data[pos + 1] != word >> 48 & 0xFF
+                or data[pos] != word >> 56
+            ):
+                break
+            pos += 9
+        return (pos - start) // 9
 
     def _short(self, pos: i64, need: i64) -> i64:
         """``need`` bytes from ``pos`` on are wanted and not all there."""
