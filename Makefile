@@ -10,7 +10,7 @@ SOURCES := pyproject.toml setup.py README.md $(shell find $(ROOTS) -type f \
 	-not -path '*/tests/*' -not -path '*/__pycache__/*')
 PURE := PYTHONPATH=spec:reference:conformance:fuzz PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help conformance test lint bench docs capture vectors clean
+.PHONY: help conformance test lint bench docs vectors clean
 help:
 	@echo 'make conformance  set up, hold grammar and reference against all vectors, print the verdict'
 	@echo 'make test         set up, run all tests on the compiled and on the pure Python build'
@@ -35,7 +35,7 @@ $(VENV)/installed: $(VENV)/pip $(SOURCES)
 	@touch $@
 
 conformance: $(VENV)/installed
-	$(BIN)/savevm conformance run -j $(JOBS)
+	$(BIN)/savevm conformance run -j $(JOBS) $(if $(SAVEVM_STREAMS),--streams $(SAVEVM_STREAMS)) $(ARGS)
 
 test: $(VENV)/installed
 	SAVEVM_BUILD=$${SAVEVM_BUILD:-any} $(BIN)/python -m pytest -n $(JOBS) $(ARGS)

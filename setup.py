@@ -45,6 +45,9 @@ def extensions() -> list:
         return fall_back("SAVEVM_MYPYC=0")
     try:
         check_compiler()
+    except Exception:
+        return fall_back("no C compiler with Python headers works here")
+    try:
         from mypyc.build import mypycify
 
         return mypycify(
@@ -53,8 +56,9 @@ def extensions() -> list:
             debug_level="0",
             group_name="savevm.native",
         )
-    except BaseException as error:  # mypy exits on type errors
-        return fall_back(f"{type(error).__name__}: {str(error).splitlines()[:1]}")
+    except (Exception, SystemExit) as error:  # mypy exits on type errors
+        reason = (str(error).splitlines() or [""])[0]
+        return fall_back(f"{type(error).__name__}: {reason}")
 
 
 class AllOrNothing(build_ext):
