@@ -44,7 +44,7 @@ test: $(VENV)/installed
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(foreach root,$(ROOTS),$(wildcard $(root)/savevm*)) setup.py
+	$(BIN)/mypy $(foreach root,$(ROOTS),$(wildcard $(root)/savevm*)) tools
 	$(BIN)/python tools/layering.py
 
 bench: $(VENV)/installed
