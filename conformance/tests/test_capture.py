@@ -227,7 +227,9 @@ def test_taken_up_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(tmp_path: Path, number: signal.Signals) -> None:
     out = tmp_path / "out"
-    code = "from savevm_conformance.capture import capture; capture()"
+    # SIGINT is ignored from the start in what a shell runs in the background.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from savevm_conformance.capture import capture; capture()"
     qemu = fake(tmp_path, "fine", "hangs")
     command = [sys.executable, "-c", code, str(qemu), "-o", str(out), "-j", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -93,12 +93,14 @@ class Memory(Sink):
             self._put(block, address + (end - start) - len(page), page)
 
     def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
-        pages = self.pages.get(block)
-        if byte == 0 and not pages:
-            return
-        page = self._filled.setdefault(byte, bytes((byte,)) * self.page_size)
-        for at in range(address, address + count * self.page_size, self.page_size):
-            self._put(block, at, page)
+        addresses = range(address, address + count * self.page_size, self.page_size)
+        pages = self.pages.setdefault(block, {})
+        if byte:
+            page = self._filled.setdefault(byte, bytes((byte,)) * self.page_size)
+            pages.update(dict.fromkeys(addresses, page))
+        elif pages:
+            for at in addresses:
+                pages.pop(at, None)
 
     def _put(self, block: str, address: int, page: bytes) -> None:
         pages = self.pages.setdefault(block, {})
