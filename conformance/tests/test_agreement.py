@@ -63,6 +63,21 @@ def test_without_footers_and_description_a_cut_may_go_unnoticed() -> None:
         assert (error is None) == (cut[-1] == 0)
 
 
+def test_fields_of_no_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A description can make every short section many fields long."""
+    for module in ("savevm.vmstate", "savevm_spec.vmstate"):
+        monkeypatch.setattr(f"{module}.LIMIT_VMSTATE_FIELDS", 1000)
+    field = {"name": "f", "type": "buffer", "size": 0}
+    device = {"name": "d", "instance_id": 0, "vmsd_name": "d", "version": 1, "fields": [field] * 90}
+    text = json.dumps({"page_size": 4096, "devices": [device]}).encode()
+    section = b"\4\0\0\0\1\1d" + bytes(7) + b"\1" + b"\x7e\0\0\0\1"
+    data = b"QEVM\0\0\0\3" + 20 * section + b"\0\6" + len(text).to_bytes(4, "big") + text
+    errors = [one.transcribe(data)["error"] for one in (REFERENCE, GRAMMAR)]
+    assert errors[0] == errors[1]
+    assert errors[0]["rule"] == "limit.vmstate-fields"
+    assert errors[0]["offset"] == 8 + 11 * len(section) + len(section) - 5
+
+
 def edit(data: bytes, randomness: random.Random) -> bytes:
     """One random edit: a flipped bit, another byte, or some bytes dropped, doubled or moved."""
     at = randomness.randrange(len(data))

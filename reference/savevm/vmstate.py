@@ -11,6 +11,7 @@ from typing import Any, Final
 from savevm.errors import stream_error
 from savevm.vmdesc import JsonObject
 from savevm_spec.constants import (
+    LIMIT_VMSTATE_FIELDS,
     LIST_ELEMENT,
     LIST_END,
     POINTER_NULL,
@@ -93,7 +94,8 @@ def _groups(field: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 class _Decoder:
-    def __init__(self, data: bytes, pos: int, base: int, section: str) -> None:
+    def __init__(self, data: bytes, pos: int, base: int, section: str, fields: int) -> None:
+        self.fields = fields
         self.data = data
         self.pos = pos
         self.base = base
@@ -111,6 +113,11 @@ class _Decoder:
         return piece
 
     def state(self, layout: dict[str, Any]) -> dict[str, Any]:
+        self.fields += len(layout["fields"])
+        if self.fields > LIMIT_VMSTATE_FIELDS:
+            raise self.error(
+                "limit.vmstate-fields", self.pos, f"more than {LIMIT_VMSTATE_FIELDS} fields"
+            )
         vmsd = layout["vmsd_name"]
         fields: list[list[Any]] = []
         for field in layout["fields"]:
@@ -226,23 +233,25 @@ class _Decoder:
 
 
 def decode(
-    entry: dict[str, Any], data: bytes, pos: int, base: int, section: str
-) -> tuple[str, Any, int]:
+    entry: dict[str, Any], data: bytes, pos: int, base: int, section: str, fields: int
+) -> tuple[str, Any, int, int]:
     """Decode the body at ``data[pos:]``, stream offset ``base + pos``, by its description.
 
-    Returns ("vmstate", state, end) or ("buffer", None, end) for a device that is described by its
-    size alone.  Raises ``EndOfData`` and ``StreamError`` (rules ``vmstate.*``, ``vmdesc.layout``,
-    ``vmdesc.field.size``).
+    ``fields``: how many the stream has had before.  Returns kind, state, end and the new number of
+    fields; the kind is "vmstate", or "buffer", without a state, for a device that is described by
+    its size alone.  Raises ``EndOfData`` and ``StreamError`` (rules ``vmstate.*``, ``vmdesc.layout``,
+    ``vmdesc.field.size``, ``limit.vmstate-fields``).
     """
-    decoder = _Decoder(data, pos, base, section)
+    decoder = _Decoder(data, pos, base, section, fields)
     try:
         if "vmsd_name" in entry:
-            return "vmstate", decoder.state(_vmstate(entry)), decoder.pos
+            state = decoder.state(_vmstate(entry))
+            return "vmstate", state, decoder.pos, decoder.fields
         size = _get(entry, "size", int)
         if size < 0:
             raise _Malformed(f"size {size}")
         decoder.take(size)
-        return "buffer", None, decoder.pos
+        return "buffer", None, decoder.pos, fields
     except _Malformed as e:
         raise stream_error("vmdesc.layout", base + pos, section, str(e)) from None
 

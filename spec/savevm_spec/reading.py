@@ -49,7 +49,7 @@ class Reading:
     bytes that it states.  ``footers`` is None until the first section body has ended.
     ``sections`` has the identity of the latest START or FULL by section id, ``uses`` counts the
     described sections by idstr and instance id, and ``bodies`` has the body of a device by the id
-    of its entry in the description.
+    of its entry in the description.  ``fields`` counts the fields of devices.
     ``done`` pairs every complete record with the function that gives its transcript.
     """
 
@@ -61,6 +61,7 @@ class Reading:
     sections: dict[int, Any] = field(default_factory=dict)
     uses: Counter[tuple[str, int]] = field(default_factory=Counter)
     bodies: dict[int, Any] = field(default_factory=dict)
+    fields: int = 0
     ram: Ram = field(default_factory=Ram)
     findings: list[Finding] = field(default_factory=list)
     done: list[tuple[Callable[[Any], dict[str, Any]], Any]] = field(default_factory=list)

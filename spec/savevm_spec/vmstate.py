@@ -15,9 +15,17 @@ from construct import Bytes, Const, Container, Error, Int8ub, Int32ub, Mapping, 
 from construct.core import stream_read, stream_write
 
 from .combinators import Body, Counted, Node, Ruled, Whole, Wrapper, next_byte
-from .constants import LIST_ELEMENT, LIST_END, POINTER_NULL, POINTER_PRESENT, SUBSECTION
+from .constants import (
+    LIMIT_VMSTATE_FIELDS,
+    LIST_ELEMENT,
+    LIST_END,
+    POINTER_NULL,
+    POINTER_PRESENT,
+    SUBSECTION,
+)
 from .devices import pointer_arrays
 from .errors import GrammarError
+from .reading import reading
 from .vmdesc import Object, is_int, loads
 
 FORMATS = {
@@ -187,6 +195,10 @@ class Layout(Node):
         self.subsections = subsections
 
     def _parse(self, stream: BinaryIO, context: Any, path: str) -> Any:
+        state = reading(context)
+        state.fields += len(self.fields)
+        if state.fields > LIMIT_VMSTATE_FIELDS:
+            raise GrammarError("limit.vmstate-fields", stream.tell())
         return Container(
             fields=[[name, field._parse(stream, context, path)] for name, field in self.fields],
             subsections=[s._parse(stream, context, path) for s in self.subsections],

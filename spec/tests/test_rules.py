@@ -237,8 +237,9 @@ FINDINGS: list[tuple[str, str | None, bytes, bytes]] = [
     ),
 ]
 
-# Only a reader that has not got the whole input waits for a description.
-OUT_OF_REACH = {"limit.undescribed"}
+# Only a reader that has not got the whole input waits for a description; and four million fields
+# take too long.
+OUT_OF_REACH = {"limit.undescribed", "limit.vmstate-fields"}
 
 
 def test_every_rule_has_a_case() -> None:

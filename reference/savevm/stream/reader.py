@@ -134,6 +134,7 @@ class Reader:
         self._entries: dict[int, dict[str, Any] | None] = {}
         self._occurrences: dict[tuple[str, int], int] = {}
         self._page_bits = 0
+        self._fields: int = 0
         self._end: int = -1
         self._record: int = 0
         self._left: int = 0
@@ -571,8 +572,8 @@ class Reader:
         if entry is None:
             return self._read_undescribed()
         try:
-            kind, state, end = vmstate.decode(
-                entry, self._data, self._pos, self._base, self._section.idstr
+            kind, state, end, self._fields = vmstate.decode(
+                entry, self._data, self._pos, self._base, self._section.idstr, self._fields
             )
         except vmstate.EndOfData:
             have = len(self._data) - self._pos
