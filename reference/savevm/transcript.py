@@ -125,7 +125,11 @@ class Memory(Sink):
 
 
 class Transcriber:
-    """Collects the events of one stream.  ``memory`` must be the reader's sink for RAM digests."""
+    """Collects the events of one stream.
+
+    ``memory`` must be the reader's sink; without it there are no RAM digests and no findings, and
+    memory grows with the records alone.
+    """
 
     def __init__(self, memory: Memory | None = None) -> None:
         self.memory = memory
@@ -181,6 +185,8 @@ class Transcriber:
                 if event.flag == STORAGE_ATTRIBUTES_MORE:
                     word["data"] = event.data.hex()
                 self._body["words"].append(word)
+            case Finding() if self.memory is None:
+                pass
             case Finding():
                 self.findings.append(
                     {"rule": event.rule, "offset": event.offset, "section": event.section}
@@ -268,7 +274,7 @@ class Transcriber:
     def result(self, reader: Reader) -> dict[str, Any]:
         """The transcript, once ``reader`` has finished."""
         error = reader.error
-        return {
+        result: dict[str, Any] = {
             "dialect": dialect(
                 reader.version,
                 configuration=reader.configured,
@@ -279,15 +285,7 @@ class Transcriber:
             "page_size": reader.page_size,
             "footers": reader.footers,
             "records": self.records,
-            "ram": [
-                {
-                    "idstr": name,
-                    "used_length": used,
-                    "digest": self.memory.digest(name) if self.memory is not None else None,
-                }
-                for name, used in reader.blocks.items()
-            ],
-            "findings": self.findings,
+            "ram": [{"idstr": n, "used_length": used} for n, used in reader.blocks.items()],
             "error": error
             and {
                 "rule": error.rule,
@@ -296,6 +294,11 @@ class Transcriber:
                 "errno": error.errno_name,
             },
         }
+        if self.memory is not None:
+            for block in result["ram"]:
+                block["digest"] = self.memory.digest(block["idstr"])
+            result["findings"] = self.findings
+        return result
 
 
 def transcribe(data: bytes) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """What the commands share: reading an input with progress, and saying what is wrong with it."""
 
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from savevm.errors import StreamError
 from savevm.source import Source
-from savevm.stream.events import Finding
+from savevm.stream.events import Event, Finding
+from savevm.stream.reader import Reader
 from savevm_spec.rules import rules
 
 # Below this size no progress bar is worth its start-up.
@@ -83,14 +84,47 @@ def problem(rule: str, offset: int, section: str | None, detail: str) -> dict[st
     }
 
 
-def of_error(error: StreamError) -> dict[str, Any]:
-    """The rule that ended reading."""
-    return problem(error.rule, error.offset, error.section, error.detail)
+class Problems:
+    """The broken rules of one stream: the first few of each rule, and how many there were.
 
+    A rule may be broken by every nine bytes of a stream, so they are not all kept.
+    """
 
-def of_finding(finding: Finding) -> dict[str, Any]:
-    """A rule that is broken, but did not end reading."""
-    return problem(finding.rule, finding.offset, finding.section, finding.detail)
+    EACH: Final = 100
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(self, rule: str, offset: int, section: str | None, detail: str) -> None:
+        """One more broken rule."""
+        self.counts[rule] += 1
+        if self.counts[rule] <= self.EACH:
+            self.entries.append(problem(rule, offset, section, detail))
+
+    def read(self, events: Iterable[Event]) -> None:
+        """Those among the events of a reader."""
+        for event in events:
+            if isinstance(event, Finding):
+                self.add(event.rule, event.offset, event.section, event.detail)
+
+    def end(self, reader: Reader) -> None:
+        """The rule that ended reading, if any."""
+        if (error := reader.error) is not None:
+            self.add(error.rule, error.offset, error.section, error.detail)
+
+    @property
+    def broken(self) -> bool:
+        """Whether the stream is wrong, not just unusual."""
+        return any(map(is_broken, self.entries))
+
+    def lines(self, name: str) -> Iterator[str]:
+        """One line for each, and one for what was not kept."""
+        for entry in self.entries:
+            yield line(name, entry)
+        for rule, count in self.counts.items():
+            if count > self.EACH:
+                yield f"{name}: note: {count - self.EACH} more of the kind [{rule}]"
 
 
 def is_broken(problem: dict[str, Any]) -> bool:

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import click
 
 import savevm
-from savevm.cli.common import CannotRun, chunks, line, of_error, of_finding, opened, size
+from savevm.cli.common import CannotRun, Problems, chunks, opened, size
 from savevm.extract import BlockFiles
 from savevm.source import Source
-from savevm.stream.events import Configuration, Device, Event, Finding, Section
+from savevm.stream.events import Configuration, Device, Event, Section
 from savevm.stream.reader import Reader
 from savevm.transcript import jsonable
 from savevm.vmstate import by_name
@@ -63,17 +63,20 @@ def _device(section: Section, event: Device) -> dict[str, Any]:
     return device
 
 
-def _extract(source: Source, directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _extract(
+    source: Source, directory: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]], Problems]:
     files = _Files(directory)
     sink = BlockFiles(files.open)
     reader = Reader(description=source.description(), sink=sink)
-    problems: list[dict[str, Any]] = []
+    problems = Problems()
     devices: list[dict[str, Any]] = []
     manifest: dict[str, Any] = {"savevm": savevm.__version__, "source": source.name}
     section: Section | None = None
 
     def take(events: list[Event]) -> None:
         nonlocal section
+        problems.read(events)
         for event in events:
             if isinstance(event, Section):
                 section = event
@@ -81,8 +84,6 @@ def _extract(source: Source, directory: Path) -> tuple[dict[str, Any], list[dict
                 devices.append(_device(section, event))
             elif isinstance(event, Configuration):
                 manifest["machine"] = event.machine
-            elif isinstance(event, Finding):
-                problems.append(of_finding(event))
 
     try:
         for chunk in chunks(source):
@@ -95,16 +96,15 @@ def _extract(source: Source, directory: Path) -> tuple[dict[str, Any], list[dict
     for name in reader.blocks:
         if name not in files.names:
             os.close(files.open(name, reader.blocks[name]))
-    if reader.error is not None:
-        problems.append(of_error(reader.error))
+    problems.end(reader)
     manifest["complete"] = reader.error is None
     manifest["page_size"] = reader.page_size
     manifest["ram"] = [
         {"idstr": name, "used_length": used, "file": files.names[name]}
         for name, used in reader.blocks.items()
     ]
-    manifest["problems"] = problems
-    return manifest, devices
+    manifest["problems"] = problems.entries
+    return manifest, devices, problems
 
 
 @click.command()
@@ -131,7 +131,7 @@ def extract(file: str, output: Path, force: bool, as_json: bool) -> None:
         if output.is_dir() and any(output.iterdir()) and not force:
             raise CannotRun(f"{output} is not empty (--force writes all the same)")
         (output / "ram").mkdir(parents=True, exist_ok=True)
-        manifest, devices = _extract(source, output)
+        manifest, devices, problems = _extract(source, output)
         (output / "devices.json").write_text(json.dumps(devices, indent=1) + "\n")
         (output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     if as_json:
@@ -140,6 +140,6 @@ def extract(file: str, output: Path, force: bool, as_json: bool) -> None:
         for block in manifest["ram"]:
             click.echo(f"{output / block['file']}: {size(block['used_length'])}")
         click.echo(f"{output / 'devices.json'}: {len(devices)} devices")
-        for entry in manifest["problems"]:
-            click.echo(line(file, entry), err=True)
+        for text in problems.lines(file):
+            click.echo(text, err=True)
     sys.exit(0 if manifest["complete"] else 1)

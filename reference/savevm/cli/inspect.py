@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from savevm.cli.common import chunks, line, of_error, of_finding, opened, size
+from savevm.cli.common import Problems, chunks, opened, size
 from savevm.source import Source
-from savevm.stream.events import Event, Finding
+from savevm.stream.events import Event
 from savevm.stream.reader import Reader
 from savevm.transcript import Transcriber
 
@@ -113,25 +113,23 @@ def _matches(record: dict[str, Any], patterns: tuple[str, ...]) -> bool:
     )
 
 
-def _read(source: Source) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _read(source: Source) -> tuple[dict[str, Any], Problems]:
     reader = Reader(description=source.description())
     transcriber = Transcriber()
-    problems: list[dict[str, Any]] = []
+    problems = Problems()
 
     def take(events: list[Event]) -> None:
         transcriber.add(events)
-        problems.extend(of_finding(event) for event in events if isinstance(event, Finding))
+        problems.read(events)
 
     for chunk in chunks(source):
         take(reader.feed(chunk))
         if reader.error is not None:
             break
     take(reader.finish())
-    if reader.error is not None:
-        problems.append(of_error(reader.error))
+    problems.end(reader)
     result = transcriber.result(reader)
-    for block in result["ram"]:
-        del block["digest"]
+    result["problems"] = problems.entries
     return result, problems
 
 
@@ -159,7 +157,6 @@ def inspect(file: str, sections: tuple[str, ...], fields: bool, as_json: bool) -
     if sections:
         result["records"] = [r for r in result["records"] if _matches(r, sections)]
     if as_json:
-        result["problems"] = problems
         click.echo(json.dumps(result))
     else:
         if not sections:
@@ -169,9 +166,9 @@ def inspect(file: str, sections: tuple[str, ...], fields: bool, as_json: bool) -
         for record in result["records"]:
             for text in _record(record, fields or bool(sections)):
                 click.echo(text)
-        for entry in problems:
-            click.echo(line(file, entry), err=True)
-    if sections and not result["records"] and not problems:
+        for text in problems.lines(file):
+            click.echo(text, err=True)
+    if sections and not result["records"] and not problems.entries:
         click.echo(f"savevm: no section matches {' '.join(sections)}", err=True)
         sys.exit(1)
     sys.exit(1 if result["error"] else 0)

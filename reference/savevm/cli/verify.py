@@ -2,23 +2,13 @@
 
 import json
 import sys
-from typing import Any
 
 import click
 
-from savevm.cli.common import (
-    CannotRun,
-    chunks,
-    is_broken,
-    line,
-    of_error,
-    of_finding,
-    opened,
-    problem,
-)
+from savevm.cli.common import CannotRun, Problems, chunks, opened
 from savevm.rebuild import Rebuilder
 from savevm.source import Source
-from savevm.stream.events import Event, Finding
+from savevm.stream.events import Event
 from savevm.stream.reader import Reader
 from savevm_spec.rules import rules
 
@@ -55,8 +45,8 @@ class _Comparison:
         return f"built again, the stream differs from offset {self.difference} on"
 
 
-def _with_reference(source: Source, rebuild: bool) -> tuple[list[dict[str, Any]], str | None]:
-    problems: list[dict[str, Any]] = []
+def _with_reference(source: Source, rebuild: bool) -> tuple[Problems, str | None]:
+    problems = Problems()
     comparison = _Comparison() if rebuild else None
     reader = Reader(
         description=source.description(),
@@ -64,7 +54,7 @@ def _with_reference(source: Source, rebuild: bool) -> tuple[list[dict[str, Any]]
     )
 
     def take(chunk: bytes, events: list[Event]) -> None:
-        problems.extend(of_finding(event) for event in events if isinstance(event, Finding))
+        problems.read(events)
         if comparison:
             comparison.add(chunk, events, reader)
 
@@ -73,13 +63,13 @@ def _with_reference(source: Source, rebuild: bool) -> tuple[list[dict[str, Any]]
         if reader.error is not None:
             break
     take(b"", reader.finish())
-    if reader.error is not None:
-        problems.append(of_error(reader.error))
+    problems.end(reader)
+    if reader.error is not None or comparison is None:
         return problems, None
-    return problems, comparison.finish(reader) if comparison else None
+    return problems, comparison.finish(reader)
 
 
-def _with_grammar(source: Source, rebuild: bool) -> tuple[list[dict[str, Any]], str | None]:
+def _with_grammar(source: Source, rebuild: bool) -> tuple[Problems, str | None]:
     try:
         from savevm_spec.stream import build, parse
     except ModuleNotFoundError as e:
@@ -88,12 +78,12 @@ def _with_grammar(source: Source, rebuild: bool) -> tuple[list[dict[str, Any]], 
         ) from None
     data = b"".join(chunks(source))
     stream = parse(data)
-    problems = [
-        problem(f.rule, f.offset, f.section, rules()[f.rule].sentence) for f in stream.findings
-    ]
-    if stream.error is not None:
-        error = stream.error
-        problems.append(problem(error.rule, error.offset, error.section, error.detail))
+    problems = Problems()
+    for finding in stream.findings:
+        problems.add(*finding, rules()[finding.rule].sentence)
+    if (error := stream.error) is not None:
+        sentence = rules()[error.rule].sentence
+        problems.add(error.rule, error.offset, error.section, sentence)
     elif rebuild:
         built = build(stream)
         if not data.startswith(built):
@@ -137,20 +127,21 @@ def verify(
             else:
                 click.echo(f"savevm: {e.message}", err=True)
             continue
-        good = difference is None and not any(map(is_broken, problems))
+        good = difference is None and not problems.broken
         if not good:
             code = max(code, 1)
         if as_json:
             result = {
                 "file": name,
                 "verdict": "good" if good else "broken",
-                "problems": problems,
+                "problems": problems.entries,
+                "counts": problems.counts,
                 "rebuilt": None if not rebuild else difference is None,
             }
             click.echo(json.dumps(result))
             continue
-        for entry in problems:
-            click.echo(line(name, entry))
+        for text in problems.lines(name):
+            click.echo(text)
         if difference is not None:
             click.echo(f"{name}: error: {difference}")
         if good and not quiet:
