@@ -6,6 +6,7 @@ attribute is an object with `Adapter`'s methods, or a callable without arguments
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, Final, Protocol, cast
 
@@ -37,12 +38,14 @@ def reference() -> Adapter:
 def spec() -> Adapter:
     """The grammar, ``savevm_spec``."""
     module = import_module("savevm_spec.stream")
+    # It takes its time, and the same stream is transcribed and rebuilt in turn.
+    parse = lru_cache(maxsize=1)(module.parse)
 
     def transcribe(data: bytes) -> dict[str, Any]:
-        return cast(dict[str, Any], module.transcript(module.parse(data)))
+        return cast(dict[str, Any], module.transcript(parse(data)))
 
     def rebuild(data: bytes) -> bytes:
-        return cast(bytes, module.build(module.parse(data)))
+        return cast(bytes, module.build(parse(data)))
 
     return Functions(transcribe, rebuild)
 

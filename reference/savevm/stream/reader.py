@@ -184,7 +184,11 @@ class Reader:
             self._need = max(more.count, 1)
         except StreamError as error:
             self._ram.flush()
+            # The frames would keep the input alive, and this reader in a cycle with it.
+            error.__traceback__ = error.__context__ = None
             self.error = error
+        if self._final:
+            self._step = _ended
         rest = self._data[self._pos :]
         self._base += self._pos
         self._data = b""
@@ -610,7 +614,7 @@ class Reader:
                     self._base + len(self._data) - (1 if raw else 0),
                     "the input does not end with the EOF mark",
                 )
-            self._step = self._stop
+            self._step = _ended
             return True
         self.footers = True
         self._events.append(Device(start, "opaque", size, None, None, self._bytes(0, size)))
@@ -719,9 +723,6 @@ class Reader:
         self._pos = len(self._data)
         return False
 
-    def _stop(self) -> bool:
-        return False
-
     # Versions 1 and 2
 
     def _within(self, at: int) -> None:
@@ -778,6 +779,10 @@ class Reader:
         self._events.append(BodyEnd(self._at(0)))
         self._step = self._read_legacy
         return True
+
+
+def _ended() -> bool:
+    return False
 
 
 def _is_live(section: Section) -> bool:
