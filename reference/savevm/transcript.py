@@ -279,7 +279,7 @@ class Transcriber:
                 reader.version,
                 configuration=reader.configured,
                 vmdescription=reader.described,
-                ram_version=reader.ram_version,
+                ram_version=reader.ram_version or 0,
             ),
             "version": reader.version,
             "page_size": reader.page_size,

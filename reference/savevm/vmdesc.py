@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections import deque
 from typing import Any, Final
 
 from savevm_spec.constants import (
     LIMIT_DESCRIPTION_CANDIDATES,
     LIMIT_DESCRIPTION_WINDOW,
     LIMIT_VMDESC_DEPTH,
+    LIMIT_VMDESC_VALUES,
     RAM_PAGE_SIZE_MAX,
     RAM_PAGE_SIZE_MIN,
 )
@@ -27,9 +29,13 @@ class DescriptionError(ValueError):
 
 
 class JsonObject(dict[str, Any]):
-    """A JSON object with repeated keys: the first of each counts, ``pairs`` has them all."""
+    """A JSON object with repeated keys: the first of each counts, ``pairs`` has them all.
+
+    ``groups`` is for those who take the pairs apart.
+    """
 
     pairs: list[tuple[str, Any]]
+    groups: list[dict[str, Any]] | None = None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -62,11 +68,15 @@ def _check_depth(root: Any) -> None:
 class Description:
     """A parsed VMDESCRIPTION.
 
-    Raises ``DescriptionError`` (rules ``vmdesc.json``, ``limit.vmdesc-depth``) for a text that is
-    not a JSON object with a list "devices", or is nested too deeply.
+    Raises ``DescriptionError`` (rules ``vmdesc.json``, ``limit.vmdesc-depth``,
+    ``limit.vmdesc-values``) for a text that is not a JSON object with a list "devices", is nested
+    too deeply or has too many values.
     """
 
     def __init__(self, text: bytes) -> None:
+        if sum(text.count(mark) for mark in b",{[") > LIMIT_VMDESC_VALUES:
+            raise DescriptionError("limit.vmdesc-values", f"more than {LIMIT_VMDESC_VALUES} values")
+        self.text: Final = text
         try:
             root = json.loads(text.decode("utf-8"), object_pairs_hook=_object)
         except RecursionError:
@@ -100,17 +110,17 @@ class Description:
 
 
 def _candidates(data: bytes, start: int) -> list[tuple[int, int]]:
-    """(offset of the text, end of the text) of what looks like a VMDESCRIPTION, last first."""
-    found = []
+    """(offset of the text, end of the text) of what looks like a VMDESCRIPTION, best first."""
+    exact: deque[tuple[int, int]] = deque(maxlen=LIMIT_DESCRIPTION_CANDIDATES)
+    others: deque[tuple[int, int]] = deque(maxlen=LIMIT_DESCRIPTION_CANDIDATES)
     match = _CANDIDATE.search(data, start)
     while match:
         text = match.start() + 6
         end = text + int.from_bytes(data[text - 4 : text], "big")
         if end <= len(data) and end - text >= 2 and data[end - 1] == 0x7D:
-            found.append((text, end))
+            (exact if end == len(data) else others).append((text, end))
         match = _CANDIDATE.search(data, match.start() + 1)
-    found.reverse()
-    return found
+    return [*reversed(exact), *reversed(others)][:LIMIT_DESCRIPTION_CANDIDATES]
 
 
 def find_description(data: bytes) -> Description | None:
@@ -122,12 +132,10 @@ def find_description(data: bytes) -> Description | None:
     window = 1 << 20
     while True:
         start = max(0, len(data) - window - 1)
-        candidates = _candidates(data, start)
-        exact = [c for c in candidates if c[1] == len(data)]
         last = start == 0 or window >= LIMIT_DESCRIPTION_WINDOW
-        for text, end in (exact + [c for c in candidates if c[1] != len(data)] if last else exact)[
-            :LIMIT_DESCRIPTION_CANDIDATES
-        ]:
+        for text, end in _candidates(data, start):
+            if not last and end != len(data):
+                break
             try:
                 return Description(data[text:end])
             except DescriptionError:

@@ -83,7 +83,15 @@ def _count(field: dict[str, Any]) -> int | None:
 
 def _groups(field: dict[str, Any]) -> list[dict[str, Any]]:
     """The element layouts of a list: keys that repeat once per element."""
-    pairs = field.pairs if isinstance(field, JsonObject) else list(field.items())
+    if not isinstance(field, JsonObject):
+        return _grouped(list(field.items()))
+    # The field may be that of many elements, with as many keys.
+    if field.groups is None:
+        field.groups = _grouped(field.pairs)
+    return field.groups
+
+
+def _grouped(pairs: list[tuple[str, Any]]) -> list[dict[str, Any]]:
     groups: list[dict[str, Any]] = []
     for key, value in pairs:
         if key == "vmsd_name":

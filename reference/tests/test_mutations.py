@@ -95,7 +95,7 @@ def test_memory_of_mutations_stays_near_the_input() -> None:
 
 def test_a_long_stream_is_read_in_constant_memory() -> None:
     contents = bytes(range(256)) * 16
-    run = b"".join(page(4096 * i, contents) for i in range(256))
+    run = b"".join(page(4096 * i, contents) for i in range(1, 257))
     reader = Reader()
     transcriber = Transcriber()
     head, _, _ = guest(zero(0, "r"), size=1 << 30).partition(zero(0, "r"))
@@ -118,6 +118,7 @@ def test_a_long_stream_is_read_in_constant_memory() -> None:
 def test_errors_say_what_where_and_which_rule() -> None:
     reader = Reader(description=find_description(b""))
     reader.feed(guest(zero(0x20000, "r")))
+    reader.finish()
     error = reader.error
     assert isinstance(error, StreamError)
     assert (error.rule, error.section, error.errno_name) == (

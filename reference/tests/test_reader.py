@@ -2,6 +2,7 @@
 
 import random
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,40 @@ def test_the_description_that_reaches_to_the_end_counts() -> None:
     trailing = find_description(outer + b"y")
     assert trailing is not None
     assert trailing.devices == []
+
+
+def test_a_page_size_that_nothing_shows_is_waited_for() -> None:
+    """The first block has a single page, so only the description tells how large that is."""
+    contents = bytes(range(256)) * 32
+    listed = start(2, "ram", blocks(("one", 8192), ("two", 16384)) + EOS)
+    pages = page(0, contents, "one") + zero(0, "two") + zero(8192)
+    data = HEADER + configuration() + listed + part(2, pages + EOS) + EOF
+    data += vmdescription(b'{"page_size":8192,"devices":[]}')
+    for description in (None, find_description(data)):
+        events, reader = read(data, [100] * (len(data) // 100 + 1), description=description)
+        assert reader.error is None
+        assert reader.page_size == 8192
+        runs = [(e.block, e.fill, e.count) for e in events if isinstance(e, PageRun)]
+        assert runs == [("one", -1, 1), ("two", 0, 2)]
+
+
+def test_an_empty_block_name_is_a_name() -> None:
+    data = guest(zero(0), size=P).replace(b"\1r", b"\0")
+    assert transcribe(data)["error"]["rule"] == "ram.page.continue-needs-block"
+    assert transcribe(guest(zero(0, ""), size=P).replace(b"\1r", b"\0"))["error"] is None
+
+
+def test_lists_are_read_in_linear_time() -> None:
+    """Every element of the array has all groups of the list, as the description would have it."""
+    groups = b",".join([b'"vmsd_name":"e","version":1,"fields":[]'] * 4000)
+    field = b'{"name":"l","array_len":%d,"type":"qlist","size":4001,' + groups + b"}"
+    text = b'{"devices":[{"name":"d","instance_id":0,"vmsd_name":"d","version":1,"fields":[%s]}]}'
+    body = (b"\1" * 4000 + b"\0") * 100
+    data = HEADER + configuration() + start(1, "d", body, version=1, kind=4) + EOF
+    data += vmdescription(text % (field % 100))
+    before = time.process_time()
+    assert transcribe(data)["error"] is None
+    assert time.process_time() - before < 10
 
 
 def test_huge_word_is_outside_every_block() -> None:

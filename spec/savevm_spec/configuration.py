@@ -74,9 +74,20 @@ BODIES = {
     UUID: Bytes(UUID_SIZE),
 }
 
+
+def _is_new(name: str, subsection: Any) -> bool:
+    seen = subsection._.setdefault("seen", set())
+    return name not in seen and not seen.add(name)
+
+
 Subsection = Struct(
     "mark" / Const(SUBSECTION, Int8ub),
-    "name" / held("configuration.subsection.unknown", Counted, lambda name, _: name in BODIES),
+    "name"
+    / held(
+        "configuration.subsection.repeated",
+        held("configuration.subsection.unknown", Counted, lambda name, _: name in BODIES),
+        _is_new,
+    ),
     "version"
     / held(
         "configuration.subsection.version",

@@ -26,7 +26,12 @@ DIALECTS: Final = {
 
 
 def dialect(version: int, *, configuration: bool, vmdescription: bool, ram_version: int) -> str:
-    """Name of the dialect of a stream with these parts (``ram_version`` 0: no such section)."""
+    """Name of the dialect of a stream with these parts (``ram_version`` 0: no such section).
+
+    ``version`` 0, of a stream without a file header, has the dialect "unknown".
+    """
+    if version == 0:
+        return "unknown"
     if version < 3:
         return f"v{version}"
     if configuration:

@@ -19,6 +19,7 @@ class Rule(NamedTuple):
     at: str
     since: str | None
     until: str | None
+    errata: str | None
     origin: str
 
 
@@ -40,6 +41,7 @@ def rules() -> dict[str, Rule]:
             at=entry["at"],
             since=entry.get("since"),
             until=entry.get("until"),
+            errata=entry.get("errata"),
             origin=entry["origin"],
         )
         for id, entry in table.items()

@@ -10,6 +10,7 @@ from construct import If, Int64ub, RepeatUntil, Struct, this
 
 from .combinators import Body, Whole, held, limited_bytes
 from .constants import (
+    LIMIT_STORAGE_ATTRIBUTES,
     STORAGE_ATTRIBUTES_DONE,
     STORAGE_ATTRIBUTES_EOS,
     STORAGE_ATTRIBUTES_FLAG_MASK,
@@ -32,7 +33,13 @@ Word = Struct(
     "data"
     / If(
         this.word & STORAGE_ATTRIBUTES_FLAG_MASK == STORAGE_ATTRIBUTES_MORE,
-        limited_bytes(Int64ub),
+        limited_bytes(
+            held(
+                "limit.storage-attributes",
+                Int64ub,
+                lambda count, _: count <= LIMIT_STORAGE_ATTRIBUTES,
+            )
+        ),
     ),
 )
 

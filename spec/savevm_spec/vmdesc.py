@@ -17,6 +17,7 @@ from .constants import (
     LIMIT_DESCRIPTION_WINDOW,
     LIMIT_VMDESC,
     LIMIT_VMDESC_DEPTH,
+    LIMIT_VMDESC_VALUES,
     RAM_PAGE_SIZE_MAX,
     RAM_PAGE_SIZE_MIN,
     VMDESCRIPTION,
@@ -58,15 +59,21 @@ def loads(text: str) -> Any:
     raise RecursionError(f"nested deeper than {LIMIT_VMDESC_DEPTH} levels")
 
 
+class TooManyValues(ValueError):
+    """A text with more values than a reader is to keep."""
+
+
 class Description:
     """The document of a VMDESCRIPTION.
 
     ``page_size`` is the target page size in bytes that it states, or None; ``devices`` has the
     entries by name and instance id, in their order.  Raises ValueError and RecursionError as
-    ``loads`` does, and ValueError for another shape.
+    ``loads`` does, ValueError for another shape, and TooManyValues.
     """
 
     def __init__(self, text: bytes) -> None:
+        if sum(text.count(mark) for mark in b",{[") > LIMIT_VMDESC_VALUES:
+            raise TooManyValues(f"more than {LIMIT_VMDESC_VALUES} values")
         document = loads(text.decode("utf-8"))
         if not isinstance(document, Object) or not isinstance(document.get("devices"), list):
             raise ValueError('not an object with a list "devices"')
@@ -121,6 +128,8 @@ def _describe(this: Any) -> Description:
         description = Description(this.text)
     except RecursionError as error:
         raise GrammarError("limit.vmdesc-depth", start, str(error)) from error
+    except TooManyValues as error:
+        raise GrammarError("limit.vmdesc-values", start, str(error)) from error
     except ValueError as error:
         raise GrammarError("vmdesc.json", start, str(error)) from error
     state = reading(this)

@@ -80,6 +80,7 @@ HTAB = HEADER + section(1, b"spapr/htab", 1)
 ATTRIBUTES = HEADER + section(1, b"s390-storage_attributes", 0)
 FOOTED = HEADER + section(1, b"ram", 4) + word(0, 16) + footer()
 PLAIN = HEADER + section(1, b"ram", 4) + word(0, 16) + b"\x02" + pack(">I", 5) + word(0, 16)
+WIDE = b'{"devices":[' + b"0," * (1 << 20) + b"0]}"
 DEEP = b'{"devices": ' + b"[" * 128 + b"]" * 128 + b"}"
 MANY = word(65537 << 8, 4) + b"".join(b"\2" + pack(">HQ", n, 256) for n in range(65536))
 
@@ -105,6 +106,18 @@ ERRORS: list[tuple[str, str | None, bytes, bytes]] = [
     ("configuration.misplaced", None, HEADER + NAME, NAME),
     ("configuration.subsection.unknown", None, HEADER + NAME + b"\x05", counted(b"x")),
     ("configuration.subsection.version", None, PAGE_BITS, pack(">II", 2, 12)),
+    (
+        "configuration.subsection.repeated",
+        None,
+        PAGE_BITS + pack(">II", 1, 12) + b"\x05",
+        counted(b"configuration/target-page-bits"),
+    ),
+    (
+        "ram.block.length",
+        "ram",
+        RAM + blocks((b"b", 4096)) + word(8192, 4) + counted(b"b"),
+        pack(">Q", 8192),
+    ),
     ("configuration.target-page-bits", None, PAGE_BITS + pack(">I", 1), pack(">I", 25)),
     ("configuration.target-page-bits", None, PAGE_BITS + pack(">I", 1), pack(">I", 5)),
     ("configuration.capability.unknown", None, CAPABILITIES + pack(">I", 1), counted(b"?")),
@@ -171,8 +184,14 @@ ERRORS: list[tuple[str, str | None, bytes, bytes]] = [
     (
         "storage-attributes.truncated",
         "s390-storage_attributes",
-        ATTRIBUTES + word(0, 2) + b"\xff" * 8,
+        ATTRIBUTES + word(0, 2) + pack(">Q", 1 << 24),
         b"",
+    ),
+    (
+        "limit.storage-attributes",
+        "s390-storage_attributes",
+        ATTRIBUTES + word(0, 2),
+        pack(">Q", (1 << 24) + 1),
     ),
     ("storage-attributes.flags", "s390-storage_attributes", ATTRIBUTES, word(4096, 3)),
     ("vmstate.truncated", "dev", DEV + b"ab" + behind_eof(device(U16, PADDING)), b""),
@@ -206,6 +225,7 @@ ERRORS: list[tuple[str, str | None, bytes, bytes]] = [
     ("limit.ram-size", "ram", RAM, word(1 << 63, 4)),
     ("limit.packaged", None, command(7, 4), pack(">I", (64 << 20) + 1)),
     ("limit.vmdesc-size", None, HEADER + EOF + b"\x06", pack(">I", (64 << 20) + 1)),
+    ("limit.vmdesc-values", None, HEADER + EOF + b"\x06" + pack(">I", len(WIDE)), WIDE),
     ("limit.vmdesc-depth", None, HEADER + EOF + b"\x06" + pack(">I", len(DEEP)), DEEP),
 ]
 
@@ -225,8 +245,8 @@ FINDINGS: list[tuple[str, str | None, bytes, bytes]] = [
     (
         "ram.block.duplicate",
         "ram",
-        RAM + blocks((b"b", 4096)) + word(8192, 4),
-        counted(b"b") + pack(">Q", 8192) + word(0, 16) + EOF,
+        RAM + blocks((b"b", 4096)) + word(4096, 4),
+        counted(b"b") + pack(">Q", 4096) + word(0, 16) + EOF,
     ),
     ("ram.zero.fill", "ram", LISTED + word(0, 2) + b"\1b", b"\xaa" + word(0, 16) + EOF),
     (

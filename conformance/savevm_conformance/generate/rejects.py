@@ -19,7 +19,7 @@ from savevm_conformance.generate.model import (
     seed,
     seed_source,
 )
-from savevm_conformance.wire import be16, be32, be64
+from savevm_conformance.wire import Wire, be16, be32, be64
 
 
 def rejects() -> list[Vector]:
@@ -34,6 +34,7 @@ def rejects() -> list[Vector]:
         _vmdesc,
         _ram,
         _ram_truncated,
+        _block_lengths,
         _htab,
         _storage_attributes,
         _stream,
@@ -125,6 +126,14 @@ def _configuration() -> Iterator[Vector]:
             f"A subsection of the configuration: {what[0].lower()}{what[1:]}",
             at=f"{mark}.length",
         )
+    yield reject(
+        "configuration/subsection-repeated",
+        "configuration.subsection.repeated",
+        base,
+        Insert("eof", bytes(Wire().uuid().data)),
+        "A subsection of the configuration that comes twice.",
+        plus=1,
+    )
     for mark, version in (("bits", 2), ("capabilities", 0), ("uuid", 0xFFFFFFFF)):
         yield reject(
             f"configuration/{mark}-version-{version:x}",
@@ -714,6 +723,17 @@ def _htab() -> Iterator[Vector]:
         )
 
 
+def _block_lengths() -> Iterator[Vector]:
+    yield reject(
+        "ram/block-listed-with-another-length",
+        "ram.block.length",
+        accepts()["ram/block-listed-twice"],
+        Set("main.length#2", be64(0x2000)),
+        "A block that a second list has with another length.",
+        section="ram",
+    )
+
+
 def _storage_attributes() -> Iterator[Vector]:
     base = accepts()["storage-attributes/each-flag"]
     for name, change, what in (
@@ -723,7 +743,7 @@ def _storage_attributes() -> Iterator[Vector]:
         ("attributes-cut", Cut("attributes", 4), "The input ends within the attributes."),
         ("eos-absent", Cut("part.eos"), "The input ends before the end-of-section word."),
         ("count-overruns", Set("count", be64(1000)), "More attributes than the input holds."),
-        ("count-highest", Set("count", be64(2**64 - 1)), "A count of 2^64 - 1."),
+        ("count-at-limit", Set("count", be64(1 << 24)), "The largest count that is waited for."),
     ):
         yield reject(
             f"storage-attributes/{name}",
@@ -733,6 +753,15 @@ def _storage_attributes() -> Iterator[Vector]:
             what,
             section="s390-storage_attributes",
             at=END,
+        )
+    for name, count in (("beyond-limit", (1 << 24) + 1), ("highest", 2**64 - 1)):
+        yield reject(
+            f"storage-attributes/count-{name}",
+            "limit.storage-attributes",
+            base,
+            Set("count", be64(count)),
+            f"A count of {count:#x}.",
+            section="s390-storage_attributes",
         )
     for flags in (0, 3, 4, 9, 0x10, 0xFFF):
         yield reject(

@@ -28,8 +28,10 @@ from savevm_spec.constants import (
 
 __all__ = ["RamBody"]
 
-# The most PAGE records of one run: bounds what a listener keeps until it hears of the run.
+# The most PAGE, and the most ZERO records of one run: they bound what a listener keeps until it
+# hears of the run, and what it makes of it then.
 RUN_PAGES: Final = 256
+RUN_ZEROS: Final = 1 << 16
 
 NO_FILL: Final = -1
 
@@ -227,7 +229,7 @@ class RamBody:
                 or fill != self._run_fill
                 or address != self._run_address + self._run_count * page_size
                 or self._run_count == 0
-                or (fill == NO_FILL and self._run_count == RUN_PAGES)
+                or self._run_count >= (RUN_PAGES if fill == NO_FILL else RUN_ZEROS)
             ):
                 self.flush()
                 if sink is not None and self._block not in self._announced:
@@ -267,7 +269,8 @@ class RamBody:
         start: i64 = pos
         size: i64 = len(data)
         page_size: i64 = self.page_size
-        last: i64 = self._used - page_size
+        room: i64 = RUN_ZEROS - self._run_count
+        last: i64 = min(self._used - page_size, address + room * page_size)
         patience: i64 = _PATIENCE
         while size - pos >= 9 and address < last:
             address += page_size
@@ -346,6 +349,12 @@ class RamBody:
                     f"block {name!r} of {used:#x} bytes where {self._remaining:#x} are left",
                 )
             if name in self.blocks:
+                if used != self.blocks[name]:
+                    raise self._error(
+                        "ram.block.length",
+                        base + end - 8,
+                        f"block {name!r} of {used:#x} bytes, listed with {self.blocks[name]:#x}",
+                    )
                 self.events.append(
                     Finding(
                         int(base + pos),
@@ -355,8 +364,6 @@ class RamBody:
                     )
                 )
             self.blocks[name] = used
-            if name == self._block:
-                self._used = used
             self._listing.append((name, used))
             self._remaining -= used
             pos = end
@@ -364,14 +371,16 @@ class RamBody:
         return pos
 
     def _infer_page_size(self, data: bytes, pos: i64, final: bool) -> i64:
-        """Page size from the distance of the first two page records; 0: more data is wanted."""
+        """Page size from the distance of the first two page records; 0: nothing shows it.
+
+        ``need`` then says how much must be there to try again; 0: only the description tells.
+        """
         size: i64 = len(data)
         flags: i64 = data[pos + 7]
         content: i64 = pos + 8
+        self.need = 0
         if flags & RAM_CONTINUE == 0:
             if content >= size:
-                if final:
-                    return RAM_PAGE_SIZE_DEFAULT
                 self.need = 9
                 return 0
             content += 1 + i64(data[content])
@@ -393,7 +402,7 @@ class RamBody:
                     and distance & (distance - 1) == 0
                 ):
                     return distance
-            return RAM_PAGE_SIZE_DEFAULT
+            return 0
         for candidate in RAM_PAGE_SIZES:
             at: i64 = content + i64(candidate)
             if at + 8 <= size:
@@ -403,4 +412,4 @@ class RamBody:
                     address + candidate | RAM_PAGE | RAM_CONTINUE,
                 ):
                     return i64(candidate)
-        return RAM_PAGE_SIZE_DEFAULT
+        return 0

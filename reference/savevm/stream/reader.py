@@ -45,6 +45,7 @@ from savevm_spec.constants import (
     LIMIT_CAPABILITIES,
     LIMIT_MACHINE_NAME,
     LIMIT_PACKAGED,
+    LIMIT_STORAGE_ATTRIBUTES,
     LIMIT_UNDESCRIBED,
     LIMIT_VMDESC,
     LIVE_VERSIONS,
@@ -53,6 +54,7 @@ from savevm_spec.constants import (
     RAM_DISCARD_RANGE_SIZE,
     RAM_DISCARD_VERSION,
     RAM_IDSTR,
+    RAM_PAGE_SIZE_DEFAULT,
     SECTION_END,
     SECTION_FOOTER,
     SECTION_FULL,
@@ -78,6 +80,16 @@ __all__ = ["Reader"]
 
 # Records that may follow a footer; 05 and 07 may not.
 _AFTER_FOOTER: Final = bytes((EOF, SECTION_START, SECTION_PART, SECTION_END, SECTION_FULL, COMMAND))
+
+
+# First three bytes of what streams are often packed with.
+_COMPRESSED: Final = {
+    0x1F8B08: "gzip",
+    0x425A68: "bzip2",
+    0xFD377A: "xz",
+    0x28B52F: "zstd",
+    0x894C5A: "lzop",
+}
 
 
 class _NeedMore(Exception):
@@ -114,7 +126,7 @@ class Reader:
         self.configured = False
         self.described = False
         self.trailing: int | None = None
-        self.ram_version = 0
+        self.ram_version: int | None = None
         self._description = description
         self._searched = description is not None
         self._sink = sink
@@ -133,6 +145,7 @@ class Reader:
         self._ids: dict[int, Section] = {}
         self._entries: dict[int, dict[str, Any] | None] = {}
         self._occurrences: dict[tuple[str, int], int] = {}
+        self._configuration: Configuration | None = None
         self._page_bits = 0
         self._fields: int = 0
         self._end: int = -1
@@ -235,7 +248,9 @@ class Reader:
         self._have(4, "header.truncated")
         magic = self._int(0, 4)
         if magic != MAGIC:
-            raise self._error("header.magic", 0, f"magic {magic:#010x}, not {MAGIC:#010x}")
+            packed = _COMPRESSED.get(magic >> 8)
+            hint = f": looks compressed with {packed}, unpack it first" if packed else ""
+            raise self._error("header.magic", 0, f"magic {magic:#010x}, not {MAGIC:#010x}{hint}")
         self._have(8, "header.truncated")
         version = self._int(4, 4)
         if version not in (VERSION_1, VERSION_2, VERSION_3):
@@ -260,24 +275,27 @@ class Reader:
         if length > LIMIT_MACHINE_NAME:
             raise self._error("limit.machine-name", self._at(1), f"a name of {length} bytes")
         self._have(5 + length, rule)
-        at = 5 + length
-        subsections: list[ConfigurationSubsection] = []
-        while True:
-            if len(self._data) - self._pos <= at:
-                if not self._final:
-                    raise _NeedMore(at + 1)
-                break
-            if self._data[self._pos + at] != SUBSECTION:
-                break
-            subsection, at = self._read_configuration_subsection(at)
-            subsections.append(subsection)
-        machine = self._bytes(5, length).decode("latin-1")
-        self._events.append(Configuration(self._at(0), machine, subsections))
         if not length:
             self._find("configuration.machine.empty", self._at(1), "the machine name is empty")
+        self._configuration = Configuration(
+            self._at(0), self._bytes(5, length).decode("latin-1"), []
+        )
         self.configured = True
-        self._pos += at
-        self._step = self._read_type
+        self._pos += 5 + length
+        self._step = self._read_configuration_end
+        return True
+
+    def _read_configuration_end(self) -> bool:
+        assert self._configuration is not None
+        if len(self._data) == self._pos and not self._final:
+            raise _NeedMore(1)
+        if len(self._data) > self._pos and self._data[self._pos] == SUBSECTION:
+            subsection, size = self._read_configuration_subsection(0)
+            self._configuration.subsections.append(subsection)
+            self._pos += size
+        else:
+            self._events.append(self._configuration)
+            self._step = self._read_type
         return True
 
     def _read_configuration_subsection(self, at: int) -> tuple[ConfigurationSubsection, int]:
@@ -286,6 +304,13 @@ class Reader:
         if name not in (TARGET_PAGE_BITS, CAPABILITIES, UUID):
             raise self._error(
                 "configuration.subsection.unknown", self._at(at + 1), f"subsection {name!r}"
+            )
+        assert self._configuration is not None
+        if name in [earlier.name for earlier in self._configuration.subsections]:
+            raise self._error(
+                "configuration.subsection.repeated",
+                self._at(at + 1),
+                f"subsection {name!r} comes again",
             )
         at += 2 + len(name)
         self._have(at + 4, rule)
@@ -437,13 +462,12 @@ class Reader:
                 f"version {version_id}, supported up to {newest}",
             )
         section = Section(self._at(0), kind, section_id, idstr, instance_id, version_id)
-        if idstr == RAM_IDSTR and not self.ram_version:
+        if idstr == RAM_IDSTR and self.ram_version is None:
             self.ram_version = version_id
         live = _is_live(section)
         if not live and not self._searched:
             self._wait(at + 8)
-            self._searched = True
-            self._description = find_description(self._data)
+            self._search()
         known = self._ids.get(section_id)
         if known is not None and (known.idstr, known.instance_id) != (idstr, instance_id):
             self._find(
@@ -522,6 +546,11 @@ class Reader:
         if ram.done:
             self._end_body()
             return True
+        if not ram.need:
+            self._wait(0)
+            self._search()
+            ram.page_size = self._stated_page_size() or RAM_PAGE_SIZE_DEFAULT
+            return True
         self._have(max(int(ram.need), len(self._data) - self._pos + 1), "ram.truncated")
         return True
 
@@ -559,6 +588,8 @@ class Reader:
         if flag == STORAGE_ATTRIBUTES_MORE:
             self._have(16, rule)
             count = self._int(8, 8)
+            if count > LIMIT_STORAGE_ATTRIBUTES:
+                raise self._error("limit.storage-attributes", self._at(8), f"{count} attributes")
             self._have(16 + count, rule)
             data = self._bytes(16, count)
             size = 16 + count
@@ -581,6 +612,8 @@ class Reader:
             )
         except vmstate.EndOfData:
             have = len(self._data) - self._pos
+            if have > self._undescribed_limit and not self._final:
+                raise self._limited(self._at(0)) from None
             self._have(2 * have + 1, "vmstate.truncated")
             raise
         size = end - self._pos
@@ -671,12 +704,20 @@ class Reader:
             return
         waiting = len(self._data) - self._pos
         if waiting > self._undescribed_limit:
-            raise self._error(
-                "limit.undescribed",
-                self._at(at),
-                f"{waiting} bytes wait for the description that ends the stream",
-            )
+            raise self._limited(self._at(at))
         raise _NeedMore(self._undescribed_limit + 1)
+
+    def _limited(self, offset: int) -> StreamError:
+        return self._error(
+            "limit.undescribed",
+            offset,
+            f"more than {self._undescribed_limit} bytes wait for what tells where the body ends",
+        )
+
+    def _search(self) -> None:
+        if not self._searched:
+            self._searched = True
+            self._description = find_description(self._data)
 
     # The end
 
@@ -694,10 +735,12 @@ class Reader:
             raise self._error("limit.vmdesc-size", self._at(1), f"a text of {length} bytes")
         self._have(5 + length, rule)
         text = self._bytes(5, length)
-        try:
-            description = Description(text)
-        except DescriptionError as e:
-            raise self._error(e.rule, self._at(5), str(e)) from None
+        description = self._description
+        if description is None or description.text != text:
+            try:
+                description = Description(text)
+            except DescriptionError as e:
+                raise self._error(e.rule, self._at(5), str(e)) from None
         self._events.append(VmDescription(self._at(0), text, len(description.devices)))
         if self._page_bits and description.page_size not in (None, 1 << self._page_bits):
             self._find(

@@ -23,6 +23,8 @@ def _admit(block: Any) -> None:
         raise GrammarError("ram.blocks.total", block.length_offset)
     if block.idstr in blocks:
         state.report("ram.block.duplicate", block.offset)
+        if block.used_length != blocks[block.idstr]:
+            raise GrammarError("ram.block.length", block.length_offset)
     blocks[block.idstr] = block.used_length
     block._.remaining -= block.used_length
 

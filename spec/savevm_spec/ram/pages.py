@@ -1,9 +1,11 @@
 """Page records: a be64 word address | flags, the block name unless CONTINUE, and the content.
 
 The content is a fill byte behind ZERO and a whole target page behind PAGE.  Streams have so many
-of these that they are read by one loop and kept as tuples.  Origin: ram_load_precopy.
+of these that they are read by one loop and kept as tuples, and empty pages as one for many.
+Origin: ram_load_precopy.
 """
 
+import struct
 from typing import Any, BinaryIO, NamedTuple
 
 from construct import Int8ub, Int64ub
@@ -33,6 +35,15 @@ class Page(NamedTuple):
     flags: int
     block: str
     content: bytes | int
+
+
+class ZeroPages(NamedTuple):
+    """``number`` ZERO records with CONTINUE and the fill byte 0, of pages that follow each other."""
+
+    address: int
+    block: str
+    number: int
+    page_size: int
 
 
 def _be64(data: bytes, offset: int) -> int | None:
@@ -125,4 +136,48 @@ class PageRecord(Node):
             Int8ub._build(obj.content, stream, context, path)
         else:
             stream_write(stream, obj.content, len(obj.content), path)
+        return obj
+
+
+_ZERO_RECORD = struct.Struct(">QB")
+
+
+class ZeroRecords(Node):
+    """As many records as one ``ZeroPages`` can stand for; None, and nothing read, if there is none."""
+
+    def _parse(self, stream: BinaryIO, context: Any, path: str) -> ZeroPages | None:
+        ram = reading(context).ram
+        offset = stream.tell()
+        data: bytes = stream.getvalue()  # type: ignore[attr-defined]
+        if ram.page_size is None or ram.current is None:
+            return None
+        word = _be64(data, offset) or 0
+        address = word - (RAM_ZERO | RAM_CONTINUE)
+        room = min(
+            (len(data) - offset) // _ZERO_RECORD.size,
+            -(-(ram.blocks[ram.current] - address) // ram.page_size),
+        )
+        if address % ram.page_size or room <= 0:
+            return None
+        count = 0
+        records = memoryview(data)[offset : offset + room * _ZERO_RECORD.size]
+        for found, fill in _ZERO_RECORD.iter_unpack(records):
+            if fill or found != word:
+                break
+            word += ram.page_size
+            count += 1
+        if not count:
+            return None
+        stream.seek(offset + count * _ZERO_RECORD.size)
+        pages = ZeroPages(address, ram.current, count, ram.page_size)
+        if contents := ram.contents.get(pages.block):
+            for at in range(address, address + count * ram.page_size, ram.page_size):
+                contents.pop(at, None)
+        return pages
+
+    def _build(self, obj: ZeroPages, stream: BinaryIO, context: Any, path: str) -> ZeroPages:
+        first = obj.address | RAM_ZERO | RAM_CONTINUE
+        words = range(first, first + obj.number * obj.page_size, obj.page_size)
+        data = b"".join([_ZERO_RECORD.pack(word, 0) for word in words])
+        stream_write(stream, data, len(data), path)
         return obj
