@@ -1,4 +1,4 @@
-"""RAM blocks into sparse raw files."""
+"""RAM blocks, and the record bodies of versions 1 and 2, into files."""
 
 import os
 from collections.abc import Callable
@@ -18,8 +18,9 @@ _SEGMENT: Final = 4096
 
 
 class _BlockFile:
-    def __init__(self, fd: int, used_length: int, page_size: int) -> None:
+    def __init__(self, fd: int, name: str, used_length: int, page_size: int) -> None:
         self.fd = fd
+        self.name = name
         self.used_length: i64 = used_length
         self.page_size: i64 = page_size
         self._written: dict[int, bytearray] = {}
@@ -29,6 +30,8 @@ class _BlockFile:
         self.bytes_written: i64 = 0
 
     def put(self, address: i64, data: bytes, start: i64, end: i64) -> None:
+        if self.fd < 0:
+            return
         if address + end - start > self.used_length:
             end = start + self.used_length - address
             if end <= start:
@@ -48,7 +51,11 @@ class _BlockFile:
         self._mark(self._start, self._end)
         at: i64 = self._start
         while pieces:
-            done: i64 = os.pwritev(self.fd, pieces, int(at))
+            try:
+                done: i64 = os.pwritev(self.fd, pieces, int(at))
+            except OSError as e:
+                self._pieces = []
+                raise OSError(e.errno, e.strerror, self.name) from None
             at += done
             self.bytes_written += done
             if at == self._end:
@@ -98,23 +105,27 @@ class _BlockFile:
 
 
 class BlockFiles(Sink):
-    """Writes pages to files that ``open_block(name, used_length)`` has given, as descriptors.
+    """Writes pages and record bodies to files.
 
-    A page behind the used length (blocks need not be whole pages) is cut there.  ``OSError`` of the
-    file system is raised as it is.
+    ``open_block(name, used_length)`` and ``open_record(idstr, instance_id)`` give their descriptors,
+    or -1 for what is not to be written.  A page behind the used length (blocks need not be whole
+    pages) is cut there.  ``OSError`` of the file system is raised with the block's name as file
+    name.
     """
 
-    def __init__(self, open_block: Callable[[str, int], int]) -> None:
+    def __init__(
+        self, open_block: Callable[[str, int], int], open_record: Callable[[str, int], int]
+    ) -> None:
         self._open_block = open_block
+        self._open_record = open_record
         self._blocks: dict[str, _BlockFile] = {}
         self._name = ""
         self._block: _BlockFile | None = None
-        self.fds: dict[str, int] = {}
+        self._record: int = -1
 
     def block(self, name: str, used_length: int, page_size: int) -> None:
         fd = self._open_block(name, used_length)
-        self.fds[name] = fd
-        self._blocks[name] = _BlockFile(fd, used_length, page_size)
+        self._blocks[name] = _BlockFile(fd, name, used_length, page_size)
 
     def _select(self, block: str) -> _BlockFile:
         if self._block is None or block != self._name:
@@ -128,10 +139,29 @@ class BlockFiles(Sink):
     def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
         self._select(block).fill(address, count, byte)
 
+    def record(self, idstr: str, instance_id: int, length: i64) -> None:
+        self._close_record()
+        self._record = self._open_record(idstr, instance_id)
+
+    def body_data(self, data: bytes, start: i64, end: i64) -> None:
+        if self._record >= 0:
+            piece = memoryview(data)[int(start) : int(end)]
+            while piece:
+                piece = piece[os.write(self._record, piece) :]
+
+    def _close_record(self) -> None:
+        if self._record >= 0:
+            os.close(self._record)
+            self._record = -1
+
     def close(self) -> None:
         """Write what is left and close the files."""
-        for name, file in self._blocks.items():
-            try:
+        self._close_record()
+        try:
+            for file in self._blocks.values():
                 file.flush()
-            finally:
-                os.close(self.fds[name])
+        finally:
+            for file in self._blocks.values():
+                if file.fd >= 0:
+                    os.close(file.fd)
+            self._blocks.clear()

@@ -25,7 +25,7 @@ class Sink:
     def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
         """``count`` pages from byte ``address`` of the block on have all bytes equal to ``byte``."""
 
-    def record(self, length: i64) -> None:
+    def record(self, idstr: str, instance_id: int, length: i64) -> None:
         """The body of a version 1 or 2 record begins; ``length`` bytes of ``body_data`` follow."""
 
     def body_data(self, data: bytes, start: i64, end: i64) -> None:

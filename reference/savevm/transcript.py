@@ -109,7 +109,7 @@ class Memory(Sink):
         else:
             pages[address] = page
 
-    def record(self, length: i64) -> None:
+    def record(self, idstr: str, instance_id: int, length: i64) -> None:
         self.bodies.append(hashlib.sha256())
 
     def body_data(self, data: bytes, start: i64, end: i64) -> None:

@@ -1,5 +1,8 @@
 """The ``savevm`` command."""
 
+import os
+import signal
+import sys
 from importlib import import_module
 
 import click
@@ -40,6 +43,14 @@ class _Lazy(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read the output has seen enough: end as if by the signal that is ignored here.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(128 + signal.SIGPIPE)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_SUMMARIES.items()))
@@ -67,5 +78,15 @@ def main() -> None:
     """
 
 
-if __name__ == "__main__":
-    main()
+def run() -> None:
+    """The command as the shell sees it: what ends it early has an exit code of its own."""
+    try:
+        sys.exit(main(standalone_mode=False))
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code if isinstance(e, click.UsageError) else 2)
+    except click.Abort:
+        sys.exit(128 + signal.SIGINT)
+    except OSError as e:
+        click.echo(f"savevm: {e}", err=True)
+        sys.exit(2)

@@ -1,3 +1,3 @@
-from savevm.cli import main
+from savevm.cli import run
 
-main()
+run()

@@ -1,6 +1,7 @@
 """What the commands share: reading an input with progress, and saying what is wrong with it."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -37,7 +38,9 @@ def opened(name: str) -> Iterator[Source]:
 
 def chunks(source: Source) -> Iterator[bytes]:
     """The input's chunks, behind a progress bar on standard error where that is a terminal."""
-    if not sys.stderr.isatty() or (source.size is not None and source.size < _LONG):
+    # Standard error may be closed.
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    if not terminal or (source.size is not None and source.size < _LONG):
         yield from source.chunks()
         return
     from rich.console import Console
@@ -61,12 +64,13 @@ def chunks(source: Source) -> Iterator[bytes]:
     ) as progress:
         task = progress.add_task(source.name, total=source.size)
         pending = 0
+        shown = 0.0
         for chunk in source.chunks():
             yield chunk
             pending += len(chunk)
-            if pending >= 16 << 20:
+            if (now := time.monotonic()) - shown > 0.2:
                 progress.advance(task, pending)
-                pending = 0
+                pending, shown = 0, now
 
 
 def problem(rule: str, offset: int, section: str | None, detail: str) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def problem(rule: str, offset: int, section: str | None, detail: str) -> dict[st
         "section": section,
         "detail": detail,
         "sentence": known.sentence,
+        "errata": known.errata,
     }
 
 
@@ -124,7 +129,9 @@ class Problems:
             yield line(name, entry)
         for rule, count in self.counts.items():
             if count > self.EACH:
-                yield f"{name}: note: {count - self.EACH} more of the kind [{rule}]"
+                broken = is_broken(next(e for e in self.entries if e["rule"] == rule))
+                kind = "error" if broken else "note"
+                yield f"{name}: {kind}: {count - self.EACH} more of the kind [{rule}]"
 
 
 def is_broken(problem: dict[str, Any]) -> bool:
@@ -136,10 +143,16 @@ def line(name: str, problem: dict[str, Any]) -> str:
     """One broken rule on one line, file first as compilers do."""
     kind = "error" if is_broken(problem) else "note"
     section = f" in section {problem['section']!r}" if problem["section"] is not None else ""
+    errata = f" ({problem['errata']})" if problem["errata"] else ""
     return (
-        f"{name}: {kind}: offset {problem['offset']}{section}: {problem['detail']} "
+        f"{shown(name)}: {kind}: offset {problem['offset']}{section}: {problem['detail']}{errata} "
         f"[{problem['rule']}]"
     )
+
+
+def shown(text: str) -> str:
+    """``text`` from a stream or a file name, for a terminal: nothing in it moves the cursor."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def size(count: int) -> str:

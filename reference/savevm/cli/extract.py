@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,76 +14,128 @@ import savevm
 from savevm.cli.common import CannotRun, Problems, chunks, opened, size
 from savevm.extract import BlockFiles
 from savevm.source import Source
-from savevm.stream.events import Configuration, Device, Event, Section
+from savevm.stream.events import (
+    AttributesWord,
+    Configuration,
+    Device,
+    Event,
+    HtabChunk,
+    HtabHeader,
+    Section,
+)
 from savevm.stream.reader import Reader
 from savevm.transcript import jsonable
 from savevm.vmstate import by_name
 
 
 def _file_name(idstr: str) -> str:
-    """A file name for an idstr: reversible, and never a path."""
+    """A file name for an idstr: never a path, and reversible unless that would be too long."""
     name = quote(idstr, safe=" :@+=,~()", encoding="latin-1")
+    if len(name) > 200:
+        name = name[:160] + "%" + sha256(idstr.encode("latin-1")).hexdigest()[:32]
     return "%2E" + name[1:] if name.startswith(".") else name
 
 
 class _Files:
-    """The block files of a directory."""
+    """The files of a directory.  ``refused`` says which the system did not let be written."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.names: dict[str, str] = {}
+        self.blocks: dict[str, str | None] = {}
+        self.records: list[str | None] = []
+        self.refused: list[str] = []
 
-    def open(self, name: str, used_length: int) -> int:
-        self.names[name] = f"ram/{_file_name(name)}.raw"
-        fd = os.open(
-            self.directory / self.names[name],
-            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC,
-            0o600,
-        )
+    def _open(self, name: str, size: int) -> int:
+        path = self.directory / name
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            os.ftruncate(fd, used_length)
+            path.parent.mkdir(exist_ok=True)
+            fd = os.open(path, flags, 0o600)
+        except OSError as e:
+            self.refused.append(f"{path}: {e.strerror}")
+            return -1
+        try:
+            os.ftruncate(fd, size)
         except (OSError, OverflowError):
             os.close(fd)
-            raise CannotRun(f"no file of {used_length} bytes for block {name!r}") from None
+            path.unlink()
+            self.refused.append(f"{path}: the file system has no files of {size} bytes")
+            return -1
         return fd
 
+    def open_block(self, name: str, used_length: int) -> int:
+        file = f"ram/{_file_name(name)}.raw"
+        fd = self._open(file, used_length)
+        self.blocks[name] = file if fd >= 0 else None
+        return fd
 
-def _device(section: Section, event: Device) -> dict[str, Any]:
-    device: dict[str, Any] = {
-        "idstr": section.idstr,
-        "instance_id": section.instance_id,
-        "version_id": section.version_id,
-        "kind": event.kind,
-        "offset": event.offset,
-        "length": event.length,
-    }
-    if event.kind == "vmstate":
-        device["state"] = by_name(jsonable(event.state))
-    else:
-        device["data"] = event.raw.hex()
-    return device
+    def open_record(self, idstr: str, instance_id: int) -> int:
+        file = f"records/{len(self.records):03}.{_file_name(idstr)}.{instance_id}.raw"
+        fd = self._open(file, 0)
+        self.records.append(file if fd >= 0 else None)
+        return fd
+
+    def write_json(self, name: str, value: object) -> None:
+        part = self.directory / f".{name}.part"
+        part.write_text(json.dumps(value, indent=1) + "\n")
+        part.replace(self.directory / name)
 
 
-def _extract(
-    source: Source, directory: Path
-) -> tuple[dict[str, Any], list[dict[str, Any]], Problems]:
-    files = _Files(directory)
-    sink = BlockFiles(files.open)
+class _Devices:
+    """Everything in a stream that is not RAM, as JSON."""
+
+    def __init__(self) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self._section: Section | None = None
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Section():
+                self._section = event
+                if event.type == 0:
+                    self._add("record", event.offset)
+            case Device(kind="vmstate"):
+                state = by_name(jsonable(event.state))
+                self._add(event.kind, event.offset, length=event.length, state=state)
+            case Device():
+                data = event.raw.hex()
+                self._add(event.kind, event.offset, length=event.length, data=data)
+            case HtabHeader():
+                self._add("htab", event.offset, header=event.header, chunks=[])
+            case HtabChunk():
+                chunk = [event.index, event.valid, event.invalid, event.entries.hex()]
+                self.entries[-1]["chunks"].append(chunk)
+            case AttributesWord(data=data) if data:
+                self._add(
+                    "storage-attributes", event.offset, address=event.address, data=data.hex()
+                )
+
+    def _add(self, kind: str, offset: int, **values: object) -> None:
+        assert self._section is not None
+        self.entries.append(
+            {
+                "idstr": self._section.idstr,
+                "instance_id": self._section.instance_id,
+                "version_id": self._section.version_id,
+                "kind": kind,
+                "offset": offset,
+                **values,
+            }
+        )
+
+
+def _extract(source: Source, files: _Files) -> tuple[dict[str, Any], Problems]:
+    sink = BlockFiles(files.open_block, files.open_record)
     reader = Reader(description=source.description(), sink=sink)
     problems = Problems()
-    devices: list[dict[str, Any]] = []
+    devices = _Devices()
     manifest: dict[str, Any] = {"savevm": savevm.__version__, "source": source.name}
-    section: Section | None = None
 
     def take(events: list[Event]) -> None:
-        nonlocal section
         problems.read(events)
         for event in events:
-            if isinstance(event, Section):
-                section = event
-            elif isinstance(event, Device) and section is not None:
-                devices.append(_device(section, event))
-            elif isinstance(event, Configuration):
+            devices.take(event)
+            if isinstance(event, Configuration):
                 manifest["machine"] = event.machine
 
     try:
@@ -94,17 +147,24 @@ def _extract(
     finally:
         sink.close()
     for name in reader.blocks:
-        if name not in files.names:
-            os.close(files.open(name, reader.blocks[name]))
+        if name not in files.blocks and (fd := files.open_block(name, reader.blocks[name])) >= 0:
+            os.close(fd)
     problems.end(reader)
-    manifest["complete"] = reader.error is None
+    for entry, file in zip(
+        (e for e in devices.entries if e["kind"] == "record"), files.records, strict=True
+    ):
+        entry["file"] = file
+    manifest["complete"] = reader.error is None and not files.refused
     manifest["page_size"] = reader.page_size
     manifest["ram"] = [
-        {"idstr": name, "used_length": used, "file": files.names[name]}
+        {"idstr": name, "used_length": used, "file": files.blocks[name]}
         for name, used in reader.blocks.items()
     ]
+    manifest["devices"] = len(devices.entries)
     manifest["problems"] = problems.entries
-    return manifest, devices, problems
+    files.write_json("devices.json", devices.entries)
+    files.write_json("manifest.json", manifest)
+    return manifest, problems
 
 
 @click.command()
@@ -123,23 +183,25 @@ def extract(file: str, output: Path, force: bool, as_json: bool) -> None:
     """Write RAM blocks and device states to files.
 
     FILE is a path, or - for standard input.  DIR then has ram/BLOCK.raw, one sparse file for each
-    RAM block, with block names percent-encoded; devices.json, the device states in stream order;
-    and manifest.json, which says what belongs to what.  A broken stream gives all that could be
+    RAM block, with block names percent-encoded; records/, the bodies of a stream of version 1 or 2;
+    devices.json, all the rest in stream order; and manifest.json, which says what belongs to what.  A broken stream gives all that could be
     read, and exit code 1.
     """
+    files = _Files(output)
     with opened(file) as source:
         if output.is_dir() and any(output.iterdir()) and not force:
             raise CannotRun(f"{output} is not empty (--force writes all the same)")
-        (output / "ram").mkdir(parents=True, exist_ok=True)
-        manifest, devices, problems = _extract(source, output)
-        (output / "devices.json").write_text(json.dumps(devices, indent=1) + "\n")
-        (output / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        output.mkdir(parents=True, exist_ok=True)
+        manifest, problems = _extract(source, files)
     if as_json:
         click.echo(json.dumps(manifest))
     else:
         for block in manifest["ram"]:
-            click.echo(f"{output / block['file']}: {size(block['used_length'])}")
-        click.echo(f"{output / 'devices.json'}: {len(devices)} devices")
+            if block["file"] is not None:
+                click.echo(f"{output / block['file']}: {size(block['used_length'])}")
+        click.echo(f"{output / 'devices.json'}: {manifest['devices']} devices")
         for text in problems.lines(file):
             click.echo(text, err=True)
-    sys.exit(0 if manifest["complete"] else 1)
+    if files.refused:
+        raise CannotRun("\n".join(files.refused))
+    sys.exit(1 if problems.broken else 0)

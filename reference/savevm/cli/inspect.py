@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from savevm.cli.common import Problems, chunks, opened, size
+from savevm.cli.common import CannotRun, Problems, chunks, opened, shown, size
 from savevm.source import Source
 from savevm.stream.events import Event
 from savevm.stream.reader import Reader
@@ -38,17 +38,17 @@ def _value(value: Any) -> str:
 def _fields(state: dict[str, Any], indent: str) -> Iterator[str]:
     for name, value in state["fields"]:
         if isinstance(value, dict):
-            yield f"{indent}{name}:"
+            yield f"{indent}{shown(name)}:"
             yield from _fields(value, indent + "  ")
         elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
             for i, element in enumerate(value):
                 if isinstance(element, dict):
-                    yield f"{indent}{name}[{i}]:"
+                    yield f"{indent}{shown(name)}[{i}]:"
                     yield from _fields(element, indent + "  ")
         else:
-            yield f"{indent}{name} = {_value(value)}"
+            yield f"{indent}{shown(name)} = {_value(value)}"
     for sub in state["subsections"]:
-        yield f"{indent}subsection {sub['name']} version {sub['version']}:"
+        yield f"{indent}subsection {shown(sub['name'])} version {sub['version']}:"
         yield from _fields(sub, indent + "  ")
 
 
@@ -56,10 +56,10 @@ def _body(body: dict[str, Any], fields: bool) -> Iterator[str]:
     kind = body["kind"]
     if kind == "ram":
         for block in body["blocks"]:
-            yield f"block {block['idstr']}  {size(block['used_length'])}"
+            yield f"block {shown(block['idstr'])}  {size(block['used_length'])}"
         for block, pages in body["pages"].items():
             counts = ", ".join(f"{n} {k}" for k, n in pages.items() if n)
-            yield f"pages of {block}: {counts}"
+            yield f"pages of {shown(block)}: {counts}"
         for words in ("hooks", "multifd_flushes"):
             if body[words]:
                 yield f"{words.replace('_', ' ')}: {body[words]}"
@@ -73,7 +73,7 @@ def _body(body: dict[str, Any], fields: bool) -> Iterator[str]:
         if fields:
             yield from _fields(body, "")
         else:
-            subsections = "".join(f", {s['name']}" for s in body["subsections"])
+            subsections = "".join(f", {shown(s['name'])}" for s in body["subsections"])
             yield f"{len(body['fields'])} fields{subsections}"
     else:
         yield _KINDS[kind]
@@ -87,7 +87,7 @@ def _record(record: dict[str, Any], fields: bool) -> Iterator[str]:
         length = f"{body['length']} bytes" if "length" in body else "broken off"
         identity = f"id {record['section_id']}, " if "section_id" in record else ""
         yield (
-            f"{at}{kind} {record['idstr']}  {identity}instance {record['instance_id']}, "
+            f"{at}{kind} {shown(record['idstr'])}  {identity}instance {record['instance_id']}, "
             f"version {record['version_id']}, {length}"
         )
         for text in _body(body, fields):
@@ -130,6 +130,7 @@ def _read(source: Source) -> tuple[dict[str, Any], Problems]:
     problems.end(reader)
     result = transcriber.result(reader)
     result["problems"] = problems.entries
+    result["counts"] = problems.counts
     return result, problems
 
 
@@ -162,13 +163,14 @@ def inspect(file: str, sections: tuple[str, ...], fields: bool, as_json: bool) -
         if not sections:
             page = f", pages of {result['page_size']} bytes" if result["page_size"] else ""
             footers = {True: ", with footers", False: ", without footers", None: ""}
-            click.echo(f"{file}: dialect {result['dialect']}{page}{footers[result['footers']]}")
+            click.echo(
+                f"{shown(file)}: dialect {result['dialect']}{page}{footers[result['footers']]}"
+            )
         for record in result["records"]:
             for text in _record(record, fields or bool(sections)):
                 click.echo(text)
         for text in problems.lines(file):
             click.echo(text, err=True)
-    if sections and not result["records"] and not problems.entries:
-        click.echo(f"savevm: no section matches {' '.join(sections)}", err=True)
-        sys.exit(1)
-    sys.exit(1 if result["error"] else 0)
+    if sections and not result["records"] and result["error"] is None:
+        raise CannotRun(f"no section matches {' '.join(sections)}")
+    sys.exit(1 if problems.broken else 0)

@@ -804,10 +804,10 @@ class Reader:
         self._events.append(
             Section(here, 0, 0, idstr, self._int(at, 4), self._int(at + 4, 4), size)
         )
+        if self._sink is not None:
+            self._sink.record(idstr, self._int(at, 4), size)
         self._pos += at + 12
         self._left = size
-        if self._sink is not None:
-            self._sink.record(size)
         self._step = self._read_legacy_body
         return True
 
