@@ -106,6 +106,7 @@ def test_random_edits_of_every_vector(seed: int) -> None:
         data = edit(randomness.choice(streams), randomness)
         ours, theirs = REFERENCE.transcribe(data), GRAMMAR.transcribe(data)
         assert ours["error"] == theirs["error"], data
+        assert ours["findings"] == theirs["findings"], data
         if ours["error"] is None:
             assert difference(ours, theirs) is None, data
         rules[ours["error"]["rule"] if ours["error"] else "none"] += 1

@@ -349,12 +349,6 @@ class RamBody:
                     f"block {name!r} of {used:#x} bytes where {self._remaining:#x} are left",
                 )
             if name in self.blocks:
-                if used != self.blocks[name]:
-                    raise self._error(
-                        "ram.block.length",
-                        base + end - 8,
-                        f"block {name!r} of {used:#x} bytes, listed with {self.blocks[name]:#x}",
-                    )
                 self.events.append(
                     Finding(
                         int(base + pos),
@@ -363,6 +357,12 @@ class RamBody:
                         f"block {name!r} is listed again",
                     )
                 )
+                if used != self.blocks[name]:
+                    raise self._error(
+                        "ram.block.length",
+                        base + end - 8,
+                        f"block {name!r} of {used:#x} bytes, listed with {self.blocks[name]:#x}",
+                    )
             self.blocks[name] = used
             self._listing.append((name, used))
             self._remaining -= used
