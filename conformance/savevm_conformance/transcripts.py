@@ -33,13 +33,14 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def opaque(transcript: dict[str, Any]) -> dict[str, int]:
-    """How many bodies nobody looked into, by ``"<kind> <idstr>"``."""
-    bodies = (
-        f"{record['body']['kind']} {record['idstr']}"
-        for record in transcript["records"]
-        if record.get("body", {}).get("kind") in OPAQUE_KINDS
-    )
-    return dict(sorted(Counter(bodies).items()))
+    """How many bodies and packages nobody looked into, by ``"<kind> <idstr>"``."""
+    found: Counter[str] = Counter()
+    for record in transcript["records"]:
+        if record.get("body", {}).get("kind") in OPAQUE_KINDS:
+            found[f"{record['body']['kind']} {record['idstr']}"] += 1
+        elif "package" in record:
+            found[f"package {record['name']}"] += 1
+    return dict(sorted(found.items()))
 
 
 def difference(one: Any, other: Any, where: str = "transcript") -> str | None:
