@@ -146,8 +146,10 @@ class BlockFiles(Sink):
     def body_data(self, data: bytes, start: i64, end: i64) -> None:
         if self._record >= 0:
             piece = memoryview(data)[int(start) : int(end)]
-            while piece:
-                piece = piece[os.write(self._record, piece) :]
+            while len(piece):
+                # mypyc 2.4 evaluates an expression within the slice twice.
+                done = os.write(self._record, piece)
+                piece = piece[done:]
 
     def _close_record(self) -> None:
         if self._record >= 0:

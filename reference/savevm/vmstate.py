@@ -81,6 +81,40 @@ def _count(field: dict[str, Any]) -> int | None:
     return int(count)
 
 
+def _is_field(field: Any, name: str) -> bool:
+    try:
+        return bool(
+            _get(field, "name", str) == name
+            and _get(field, "type", str)
+            and _get(field, "size", int) >= 0
+            and (_count(field) or 1)
+        )
+    except _Malformed:
+        return False
+
+
+def _present(fields: list[Any], i: int) -> int | None:
+    """How many elements field ``i`` has if it begins an array of pointers, some of them null.
+
+    QEMU 10.0 to 11.1 describes such an array in parts of the same name.  When the first element is
+    present, the first part says the length of the whole array instead of its own.
+    """
+    name = fields[i]["name"]
+    if "array_len" not in fields[i] or not _is_field(fields[i], name):
+        return None
+    if fields[i]["type"] in _POINTERS:
+        return None
+    others = 0
+    null = False
+    for field in fields[i + 1 :]:
+        if not _is_field(field, name):
+            break
+        others += _count(field) or 1
+        null = null or field["type"] in _POINTERS
+    present = fields[i]["array_len"] - others
+    return present if null and present > 0 else None
+
+
 def _groups(field: dict[str, Any]) -> list[dict[str, Any]]:
     """The element layouts of a list: keys that repeat once per element."""
     if not isinstance(field, JsonObject):
@@ -127,10 +161,14 @@ class _Decoder:
                 "limit.vmstate-fields", self.pos, f"more than {LIMIT_VMSTATE_FIELDS} fields"
             )
         vmsd = layout["vmsd_name"]
+        described = layout["fields"]
         fields: list[list[Any]] = []
-        for field in layout["fields"]:
+        previous: str | None = None
+        for i, field in enumerate(described):
             name = _get(field, "name", str)
-            fields.append([name, self.field(field, f"{vmsd}.{name}")])
+            present = _present(described, i) if name != previous else None
+            fields.append([name, self.field(field, f"{vmsd}.{name}", present)])
+            previous = name
         return {
             "fields": fields,
             "subsections": [self.subsection(_vmstate(s)) for s in layout.get("subsections", ())],
@@ -161,12 +199,12 @@ class _Decoder:
             )
         return {"name": name, "version": version, **self.state(layout)}
 
-    def field(self, field: dict[str, Any], path: str) -> Any:
+    def field(self, field: dict[str, Any], path: str, present: int | None) -> Any:
         kind: str = _get(field, "type", str)
         size: int = _get(field, "size", int)
         if size < 0:
             raise _Malformed(f"size {size}")
-        count = _count(field)
+        count = present or _count(field)
         if kind == "struct":
             if field.get("struct") == {}:
                 layout = pointer_arrays().get(path)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 from functools import cache
+from itertools import groupby
 from typing import Any, BinaryIO
 
 from construct import Bytes, Const, Container, Error, Int8ub, Int32ub, Mapping, StreamError, Struct
@@ -239,10 +240,28 @@ def layout(description: Any) -> Any:
     if not _is_vmstate(description):
         return Error
     owner = description["vmsd_name"]
+    fields = _own_lengths(description["fields"])
     return Layout(
-        [_field(field, owner) for field in description["fields"]],
+        [_field(field, owner) for field in fields],
         [_subsection(subsection) for subsection in description.get("subsections", [])],
     )
+
+
+def _own_lengths(fields: list[Any]) -> list[Any]:
+    """The fields with the length of its own for the first part of an array of pointers.
+
+    Since 10.0 such an array is described in parts of one name, null or present.  If the first part
+    is present, it states the length of the whole array (observed in 11.1).
+    """
+    own: list[Any] = []
+    for name, group in groupby(fields, lambda field: field["name"] if _is_field(field) else None):
+        first, *others = group
+        if name is not None and first["type"] not in MARKERS and "array_len" in first:
+            count = first["array_len"] - sum(part.get("array_len", 1) for part in others)
+            if count > 0 and any(part["type"] in MARKERS for part in others):
+                first = Object([("array_len", count), *first.pairs])
+        own += [first, *others]
+    return own
 
 
 def _subsection(description: Any) -> Any:

@@ -408,6 +408,18 @@ def _vmstate() -> Iterator[Vector]:
         "vmstate.pointer-marker",
     )
     yield _device(
+        "vmstate/pointer-array-present-first",
+        "timers",
+        b"\xff" * 16 + b"\x30\x30" + b"\xff" * 8 + b"\x30" * 3,
+        '{"name": "timers", "array_len": 8, "type": "timer", "size": 8}, '
+        '{"name": "timers", "array_len": 2, "type": "ptr-marker", "size": 1}, '
+        '{"name": "timers", "array_len": 1, "type": "timer", "size": 8}, '
+        '{"name": "timers", "array_len": 3, "type": "ptr-marker", "size": 1}',
+        "An array of pointers, two present, two null, one present, three null, whose first part "
+        "states the length of the whole array, as 11.1 describes it.",
+        "vmdesc.layout",
+    )
+    yield _device(
         "vmstate/pointer-array",
         "s390_css",
         b"\x30" + bytes(range(3)) * 256 + b"\x30",
