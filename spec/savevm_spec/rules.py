@@ -1,7 +1,6 @@
 """The rules of ``rules.toml``, by id."""
 
 from functools import cache
-from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 ERRNOS: Final = ("EINVAL", "EIO", "ENOENT", "ENOTSUP", "ERANGE", "EFBIG")
@@ -28,6 +27,7 @@ def rules() -> dict[str, Rule]:
     """All rules in the order of the file."""
     # Not needed as long as no rule is broken, and then start-up time counts.
     import tomllib
+    from pathlib import Path
 
     table = tomllib.loads(Path(__file__).with_name("rules.toml").read_text("utf-8"))
     return {

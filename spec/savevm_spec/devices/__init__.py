@@ -2,7 +2,6 @@
 
 import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +12,8 @@ def pointer_arrays() -> dict[str, dict[str, Any]]:
     QEMU up to 9.2 describes such an array as if every element were like the first: when that is
     null, the description says ``"struct": {}`` and nothing of the others.
     """
+    from pathlib import Path
+
     text = Path(__file__).with_name("pointer_arrays.json").read_text("utf-8")
     arrays: dict[str, dict[str, Any]] = json.loads(text)["arrays"]
     return arrays
