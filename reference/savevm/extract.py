@@ -29,7 +29,7 @@ class _BlockFile:
         self._end: i64 = 0
         self.bytes_written: i64 = 0
 
-    def put(self, address: i64, data: bytes, start: i64, end: i64) -> None:
+    def put(self, address: i64, data: memoryview, start: i64, end: i64) -> None:
         if self.fd < 0:
             return
         if address + end - start > self.used_length:
@@ -40,7 +40,7 @@ class _BlockFile:
             self.flush()
             self._start = address
             self._end = address
-        self._pieces.append(memoryview(data)[int(start) : int(end)])
+        self._pieces.append(data[int(start) : int(end)])
         self._end += end - start
 
     def flush(self) -> None:
@@ -80,7 +80,7 @@ class _BlockFile:
     def fill(self, address: i64, count: i64, byte: i64) -> None:
         self.flush()
         size = self.page_size
-        page = bytes((int(byte),)) * int(size)
+        page = memoryview(bytes((int(byte),)) * int(size))
         if byte:
             for i in range(count):
                 at: i64 = address + i * size
@@ -122,6 +122,9 @@ class BlockFiles(Sink):
         self._name = ""
         self._block: _BlockFile | None = None
         self._record: int = -1
+        # The chunk that pages come from, and a view of it: one for all its pages.
+        self._data = b""
+        self._view = memoryview(b"")
 
     def block(self, name: str, used_length: int, page_size: int) -> None:
         fd = self._open_block(name, used_length)
@@ -134,7 +137,10 @@ class BlockFiles(Sink):
         return self._block
 
     def page_data(self, block: str, address: i64, data: bytes, start: i64, end: i64) -> None:
-        self._select(block).put(address, data, start, end)
+        if data is not self._data:
+            self._data = data
+            self._view = memoryview(data)
+        self._select(block).put(address, self._view, start, end)
 
     def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
         self._select(block).fill(address, count, byte)
