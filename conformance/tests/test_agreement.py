@@ -78,6 +78,16 @@ def test_fields_of_no_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert errors[0]["offset"] == 8 + 11 * len(section) + len(section) - 5
 
 
+def test_a_page_word_that_ends_the_input() -> None:
+    """Nothing shows the page size, so 4096 counts, and the flags are looked at before the name."""
+    ram = b"\1\0\0\0\2\3ram" + bytes(7) + b"\4"
+    listed = (4096 | 4).to_bytes(8, "big") + b"\1r" + (4096).to_bytes(8, "big")
+    data = b"QEVM\0\0\0\3" + ram + listed + (0x302).to_bytes(8, "big")
+    errors = [one.transcribe(data)["error"] for one in (REFERENCE, GRAMMAR)]
+    assert errors[0] == errors[1]
+    assert (errors[0]["rule"], errors[0]["offset"]) == ("ram.flags.combination", len(data) - 8)
+
+
 def edit(data: bytes, randomness: random.Random) -> bytes:
     """One random edit: a flipped bit, another byte, or some bytes dropped, doubled or moved."""
     at = randomness.randrange(len(data))

@@ -381,7 +381,7 @@ class RamBody:
         self.need = 0
         if flags & RAM_CONTINUE == 0:
             if content >= size:
-                self.need = 9
+                self.need = 0 if final else 9
                 return 0
             content += 1 + i64(data[content])
         flags &= ~RAM_CONTINUE
