@@ -52,7 +52,7 @@ class Source:
         """The VMDESCRIPTION at the end of a file; None where there is none, or for a pipe."""
         if self.size is None:
             return None
-        for window in (1 << 20, LIMIT_DESCRIPTION_WINDOW + 1):
+        for window in (1 << 17, 1 << 21, LIMIT_DESCRIPTION_WINDOW + 1):
             start = max(0, self.size - window)
             found = find_description(self._read_at(start, self.size - start))
             if found is not None or start == 0:

@@ -129,7 +129,7 @@ def find_description(data: bytes) -> Description | None:
     One that reaches exactly to the end is preferred to one with something behind it, a later one to
     an earlier one.  None if there is none; never raises for bad input.
     """
-    window = 1 << 20
+    window = 1 << 17
     while True:
         start = max(0, len(data) - window - 1)
         last = start == 0 or window >= LIMIT_DESCRIPTION_WINDOW

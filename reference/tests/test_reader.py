@@ -234,3 +234,22 @@ def test_long_sequences_of_zero_pages(size: int) -> None:
         # The page behind the last belongs to no block.
         assert reader.error is not None
         assert reader.error.rule == "ram.page.outside-block"
+
+
+def test_large_chunks_are_not_joined_for_what_straddles_them() -> None:
+    """Chunks long enough for the short cut, cut at every place of a record, also within a name."""
+    contents = bytes(range(256)) * 16
+    records = [zero(0, "r"), *(zero(P * i) for i in range(1, 4000))]
+    for i in range(4000, 4100):
+        records += [page(P * i, contents, "r" if i % 3 else None), zero(P * i, "r")]
+    data = guest(*records, size=P * 5000)
+    whole, reader = read(data)
+    assert reader.error is None
+    for shift in range(12):
+        first = 33_000 + shift
+        events, other = read(data, [first, 40_000 + shift, 70_000, 1, 2, len(data)])
+        assert other.error is None
+        assert events == whole
+    events, other = read(data[:-20], [33_001, 40_002, 70_003, len(data)])
+    _, at_once = read(data[:-20])
+    assert str(other.error) == str(at_once.error)

@@ -92,6 +92,10 @@ _COMPRESSED: Final = {
 }
 
 
+# How much of a chunk is joined with what the chunk before it left, in bytes.
+_OVERLAP: Final = 512
+
+
 class _NeedMore(Exception):
     """``count`` bytes from the position on are wanted, or the rest of the input."""
 
@@ -187,8 +191,35 @@ class Reader:
         return events
 
     def _run(self) -> None:
-        self._data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        chunks = self._chunks
+        last = chunks[-1] if chunks else b""
+        before = self._buffered - len(last)
         self._pos = 0
+        if 0 < before <= _OVERLAP and len(last) > 64 * _OVERLAP and not self._final:
+            # Only what straddles the chunks is joined: a chunk is too large to be copied for it.
+            self._data = b"".join(chunks[:-1]) + last[:_OVERLAP]
+            self._steps()
+            if self._pos >= before:
+                self._data = last
+                self._base += before
+                self._pos -= before
+            else:
+                self._data = b"".join(chunks)
+        else:
+            self._data = last if len(chunks) == 1 else b"".join(chunks)
+        self._steps()
+        if self._final:
+            self._step = _ended
+        rest = self._data[self._pos :]
+        self._base += self._pos
+        self._data = b""
+        self._chunks = [rest] if rest else []
+        self._buffered = len(rest)
+
+    def _steps(self) -> None:
+        """Read on in the buffer for as long as it goes."""
+        if self.error is not None:
+            return
         self._need = 1
         try:
             while self._step():
@@ -200,13 +231,6 @@ class Reader:
             # The frames would keep the input alive, and this reader in a cycle with it.
             error.__traceback__ = error.__context__ = None
             self.error = error
-        if self._final:
-            self._step = _ended
-        rest = self._data[self._pos :]
-        self._base += self._pos
-        self._data = b""
-        self._chunks = [rest] if rest else []
-        self._buffered = len(rest)
 
     # Access to the buffer: a step peeks at what it needs and advances only when it has all of it.
 
