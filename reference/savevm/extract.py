@@ -27,7 +27,6 @@ class _BlockFile:
         self._pieces: list[memoryview] = []
         self._start: i64 = 0
         self._end: i64 = 0
-        self.bytes_written: i64 = 0
 
     def put(self, address: i64, data: memoryview, start: i64, end: i64) -> None:
         if self.fd < 0:
@@ -57,7 +56,6 @@ class _BlockFile:
                 self._pieces = []
                 raise OSError(e.errno, e.strerror, self.name) from None
             at += done
-            self.bytes_written += done
             if at == self._end:
                 break
             # The kernel wrote less than asked: go on behind it.

@@ -71,7 +71,3 @@ class Source:
         """The bytes of the input, in order."""
         while chunk := os.read(self._fd, CHUNK):
             yield chunk
-
-    def read(self) -> bytes:
-        """All bytes at once."""
-        return b"".join(self.chunks())

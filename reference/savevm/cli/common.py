@@ -131,7 +131,7 @@ class Problems:
             if count > self.EACH:
                 broken = is_broken(next(e for e in self.entries if e["rule"] == rule))
                 kind = "error" if broken else "note"
-                yield f"{name}: {kind}: {count - self.EACH} more of the kind [{rule}]"
+                yield f"{shown(name)}: {kind}: {count - self.EACH} more of the kind [{rule}]"
 
 
 def is_broken(problem: dict[str, Any]) -> bool:
