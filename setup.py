@@ -14,8 +14,12 @@ from setuptools.command.build_ext import build_ext
 HOT = [
     "reference/savevm/sink.py",
     "reference/savevm/extract.py",
+    "reference/savevm/ram.py",
     "reference/savevm/stream/events.py",
+    "reference/savevm/stream/handlers.py",
+    "reference/savevm/stream/words.py",
     "reference/savevm/stream/ram.py",
+    "reference/savevm/stream/ram_unnamed.py",
     "reference/savevm/stream/reader.py",
 ]
 SWITCH = os.environ.get("SAVEVM_MYPYC", "")

@@ -8,16 +8,30 @@ error kept as errno, as since QEMU 1.0.
 """
 
 import errno
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final
 
-__all__ = ["BUFFER", "Channel", "ChannelMisuse", "End", "Operations", "RateLimit"]
+__all__ = [
+    "BUFFER",
+    "CHUNK",
+    "Channel",
+    "ChannelError",
+    "ChannelMisuse",
+    "End",
+    "Operations",
+    "RateLimit",
+]
+
+Data = bytes | bytearray | memoryview
 
 # What is gathered before it is written and asked for when reading, and the most that can be peeked
 # at, in bytes.
 BUFFER: Final = 32768
+# What ``read_chunk`` asks for: larger ones fall out of the processor's cache before they are used.
+CHUNK: Final = 256 << 10
 
 
 class ChannelMisuse(RuntimeError):
@@ -34,19 +48,43 @@ class End(Enum):
     FAILED = "failed"
 
 
+class ChannelError(OSError):
+    """A channel failed: ``errno`` (positive) and ``end``, how the channel stands."""
+
+    def __init__(self, error: int, end: End) -> None:
+        super().__init__(-error, os.strerror(-error))
+        self.end: Final = end
+
+    def __str__(self) -> str:
+        return f"the channel is {self.end.value}: {self.strerror}"
+
+
 class Operations:
     """What a channel stands on; a transport replaces what it has.
 
-    The channel retries -EINTR itself.  -EAGAIN means "not now".
+    The channel retries -EINTR itself.  -EAGAIN means "not now".  ``seekable``: ``put_buffer`` may
+    be told a position that was written before.
     """
+
+    seekable = False
 
     def put_buffer(self, data: memoryview, position: int) -> int:
         """Write some of ``data``, which begins ``position`` bytes into the channel."""
         return -errno.EBADF
 
+    def put_buffers(self, buffers: Sequence[Data], position: int) -> int:
+        """Write some of the bytes of ``buffers``, none of them empty, as if they were joined."""
+        return self.put_buffer(memoryview(buffers[0]), position)
+
     def get_buffer(self, buffer: memoryview, position: int) -> int:
         """Fill some of ``buffer`` from ``position`` on; 0 at the end of the input."""
         return -errno.EBADF
+
+    def get_bytes(self, size: int, position: int) -> bytes | int:
+        """Up to ``size`` bytes from ``position`` on, or what ``get_buffer`` gives if not positive."""
+        room = bytearray(size)
+        count = self.get_buffer(memoryview(room), position)
+        return bytes(memoryview(room)[:count]) if count > 0 else count
 
     def close(self) -> int:
         """Give back what the transport holds; not negative, or a negative errno."""
@@ -60,38 +98,36 @@ class Operations:
         """A writer that was told -EAGAIN is about to try again."""
         return 0
 
+    def fileno(self) -> int:
+        """A descriptor that becomes ready when -EAGAIN is over; -1 where there is none."""
+        return -1
+
 
 class RateLimit:
-    """A soft limit: ``budget`` bytes per window of ``window`` seconds; 0 is no limit.
+    """A soft limit of ``bandwidth`` bytes per second; 0 is none.
 
-    It stops nothing.  A writer asks between two pieces of work whether it has written more than the
-    budget since the window began, so it exceeds it by at most one piece.
+    It stops nothing.  A writer asks between two pieces of work whether it is more than ``window``
+    seconds ahead of the bandwidth, so it gets ahead by at most one piece more.
     """
 
     def __init__(
-        self, budget: int, window: float = 0.1, clock: Callable[[], float] = time.monotonic
+        self, bandwidth: int, window: float = 0.05, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.budget = budget
+        self.bandwidth = bandwidth
         self.window: Final = window
         self._clock: Final = clock
-        self._begin = clock()
-        self._bytes = 0
+        # When all that was written would have been, at this bandwidth.
+        self._even = clock()
 
     def account(self, count: int) -> None:
         """``count`` bytes were written."""
-        self._roll()
-        self._bytes += count
+        if self.bandwidth:
+            self._even = max(self._even, self._clock()) + count / self.bandwidth
 
     @property
-    def exceeded(self) -> bool:
-        """Whether the budget of this window is used up."""
-        self._roll()
-        return 0 < self.budget < self._bytes
-
-    def _roll(self) -> None:
-        now = self._clock()
-        if now - self._begin >= self.window:
-            self._begin, self._bytes = now, 0
+    def wait(self) -> float:
+        """Seconds for which a writer should pause."""
+        return max(0.0, self._even - self.window - self._clock()) if self.bandwidth else 0.0
 
 
 class Channel:
@@ -140,32 +176,56 @@ class Channel:
 
     # Writing
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
+    def write(self, data: Data) -> int:
         """Write all of ``data``: its length in bytes, or a negative errno."""
+        view = memoryview(data).cast("B")
+        size = len(view)
+        if not self._begin_write(size):
+            return self.error
+        if len(self._buffer) + size < BUFFER or self.frozen:
+            self._buffer += view
+            return size
+        # What is large goes out from where it is.
+        return self._put([self._buffer, view] if self._buffer else [view]) or size
+
+    def write_buffers(self, buffers: Sequence[Data], size: int) -> int:
+        """Write all of ``buffers``, ``size`` bytes together, none of them empty; as ``write``.
+
+        They are not looked at after the call: what cannot be written now is copied.
+        """
+        if not self._begin_write(size):
+            return self.error
+        if self.frozen:
+            self._buffer += b"".join(buffers)
+            return size
+        return self._put([self._buffer, *buffers] if self._buffer else buffers) or size
+
+    def _begin_write(self, size: int) -> bool:
         self._use(writing=True)
         if self.error:
-            return self.error
-        view = memoryview(data).cast("B")
-        self.position += len(view)
+            return False
+        self.position += size
         if self._rate is not None:
-            self._rate.account(len(view))
-        if len(self._buffer) + len(view) < BUFFER or self.frozen:
-            self._buffer += view
-            return len(view)
-        # What is large goes out from where it is.
-        if self.flush() < 0 and self.error:
-            return self.error
-        left = view if self.frozen else self._put(view)
-        self._buffer += left
-        return self.error or len(view)
+            self._rate.account(size)
+        return True
 
-    def _put(self, data: memoryview) -> memoryview:
-        """Give ``data`` to the operations; what they did not take."""
-        while len(data):
-            count = self._operations.put_buffer(data, self.transferred)
+    def _put(self, buffers: Sequence[Data]) -> int:
+        """Give ``buffers`` to the operations and keep what they did not take: 0 or the error."""
+        first = 0
+        done = 0  # bytes of the first buffer
+        while first < len(buffers):
+            if done or len(buffers) - first == 1:
+                piece = memoryview(buffers[first])[done:]
+                count = self._operations.put_buffer(piece, self.transferred)
+            else:
+                rest = buffers[first:] if first else buffers
+                count = self._operations.put_buffers(rest, self.transferred)
             if count > 0:
                 self.transferred += count
-                data = data[count:]
+                done += count
+                while first < len(buffers) and done >= len(buffers[first]):
+                    done -= len(buffers[first])
+                    first += 1
             elif count == -errno.EAGAIN and not self._blocking:
                 self.frozen = True
                 break
@@ -173,9 +233,14 @@ class Channel:
                 time.sleep(self._pause)
                 self._operations.put_notify()
             elif count != -errno.EINTR:
-                self._fail(count or -errno.EIO)
-                return data[:0]
-        return data
+                return self._fail(count or -errno.EIO)
+        left = bytearray()
+        if first < len(buffers):
+            left += memoryview(buffers[first])[done:]
+            for buffer in buffers[first + 1 :]:
+                left += buffer
+        self._buffer = left
+        return 0
 
     def flush(self) -> int:
         """Give what is gathered to the operations: 0, -EAGAIN while frozen, or the error.
@@ -186,10 +251,27 @@ class Channel:
             return self.error
         if self.frozen:
             return -errno.EAGAIN
-        gathered = self._buffer
-        left = self._put(memoryview(gathered))
-        self._buffer = bytearray(left)
-        return self.error or (-errno.EAGAIN if self.frozen else 0)
+        return self._put([self._buffer]) or (-errno.EAGAIN if self.frozen else 0)
+
+    def overwrite(self, position: int, data: bytes) -> int:
+        """Write ``data`` again at ``position``, where bytes were written before; as ``write``.
+
+        Only over operations that are seekable, and blocking.
+        """
+        if self.flush() < 0:
+            return self.error
+        view = memoryview(data)
+        while len(view):
+            count = self._operations.put_buffer(view, position)
+            if count > 0:
+                position += count
+                view = view[count:]
+            elif count == -errno.EAGAIN:
+                time.sleep(self._pause)
+                self._operations.put_notify()
+            elif count != -errno.EINTR:
+                return self._fail(count or -errno.EIO)
+        return len(data)
 
     def notify(self) -> int:
         """The transport can take more: write what was held back; as ``flush``."""
@@ -199,14 +281,28 @@ class Channel:
 
     @property
     def rate_exceeded(self) -> bool:
-        """Whether a writer should pause: budget used up, frozen, or the transport's own wish.
+        """Whether a writer should pause: too fast, frozen, or the transport's own wish.
 
         False after an error, so that the writer goes on and meets it.
         """
         if self.error:
             return False
-        limited = self._rate is not None and self._rate.exceeded
-        return self.frozen or limited or self._operations.rate_limit() != 0
+        return self.frozen or self.rate_wait > 0.0 or self._operations.rate_limit() != 0
+
+    @property
+    def rate_wait(self) -> float:
+        """Seconds until the rate limit lets a writer go on."""
+        return self._rate.wait if self._rate is not None else 0.0
+
+    @property
+    def seekable(self) -> bool:
+        """Whether ``overwrite`` can be used."""
+        return self._operations.seekable
+
+    @property
+    def held_back(self) -> int:
+        """Bytes written to the channel that the operations have not taken yet."""
+        return len(self._buffer) if self._writing else 0
 
     def put_integer(self, value: int, size: int) -> int:
         """Write ``value``, unsigned, in ``size`` bytes (1, 2, 4 or 8); as ``write``."""
@@ -228,14 +324,20 @@ class Channel:
             if count > 0:
                 self.transferred += count
                 self._buffer += memoryview(room)[:count]
-            elif count == 0:
-                self.end = End.CLEAN
-            elif count == -errno.EAGAIN and not self._blocking:
+            elif not self._wait_for_input(count):
                 return
-            elif count == -errno.EAGAIN:
-                time.sleep(self._pause)
-            elif count != -errno.EINTR:
-                self._fail(count)
+
+    def _wait_for_input(self, count: int) -> bool:
+        """Whether to ask the operations again, which gave ``count``: 0 or a negative errno."""
+        if count == 0:
+            self.end = End.CLEAN
+        elif count == -errno.EAGAIN and not self._blocking:
+            return False
+        elif count == -errno.EAGAIN:
+            time.sleep(self._pause)
+        elif count != -errno.EINTR:
+            self._fail(count)
+        return True
 
     def read(self, size: int) -> bytes:
         """The next ``size`` bytes; fewer when the input ends or fails, or has no more now."""
@@ -244,6 +346,21 @@ class Channel:
         del self._buffer[: len(data)]
         self.position += len(data)
         return data
+
+    def read_chunk(self, size: int = CHUNK) -> bytes:
+        """The next bytes as they come, at most ``size``; none where ``read`` gives none."""
+        self._use(writing=False)
+        if self._buffer:
+            return self.read(min(size, len(self._buffer)))
+        while not self.error and self.end is End.OPEN:
+            data = self._operations.get_bytes(size, self.transferred)
+            if isinstance(data, bytes) and data:
+                self.transferred += len(data)
+                self.position += len(data)
+                return data
+            if not self._wait_for_input(data if isinstance(data, int) else 0):
+                break
+        return b""
 
     def peek(self, size: int, offset: int = 0) -> bytes:
         """``size`` bytes from ``offset`` on, without reading them; fewer where ``read`` gives fewer.
@@ -280,6 +397,15 @@ class Channel:
         return self.read_whole(1 + length)[1:]
 
     # Both
+
+    def fileno(self) -> int:
+        """As the operations'."""
+        return self._operations.fileno()
+
+    def check(self) -> None:
+        """Raise the channel's error, if it has one, as ``ChannelError``."""
+        if self.error:
+            raise ChannelError(self.error, self.end)
 
     def close(self) -> int:
         """Flush and close: the channel's error, else what closing gives."""

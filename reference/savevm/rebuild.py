@@ -1,13 +1,24 @@
 """Builds a stream again from its events and compares, in bounded memory."""
 
+from typing import Final
+
 from mypy_extensions import i64
 
 from savevm.sink import Sink
-from savevm.stream.events import BodyEnd, Event, PageRun, Section
+from savevm.stream.events import BodyEnd, DiskWord, Event, PageRun, RamChunk, RecordBody
 from savevm.stream.reader import Reader
 from savevm.stream.writer import Writer
+from savevm_spec.constants import (
+    BLOCK_DEVICE,
+    BLOCK_SECTOR_BITS,
+    BLOCK_SIZE,
+    RAM_V2_BLOCK_SIZE,
+)
 
 __all__ = ["Rebuilder"]
+
+
+_FLAGS: Final = (1 << BLOCK_SECTOR_BITS) - 1
 
 
 class _Contents(Sink):
@@ -22,6 +33,11 @@ class _Contents(Sink):
     def body_data(self, data: bytes, start: i64, end: i64) -> None:
         self.data += data[start:end]
 
+    def disk_data(
+        self, device: str, sector: i64, at: i64, data: bytes, start: i64, end: i64
+    ) -> None:
+        self.data += data[start:end]
+
     def take(self, size: int) -> bytes:
         piece = bytes(self.data[:size])
         del self.data[:size]
@@ -34,20 +50,25 @@ class Rebuilder:
     def __init__(self) -> None:
         self.sink = _Contents()
         self._writer = Writer()
-        self._record_length = -1
+        self._record_length = 0
 
     def write(self, events: list[Event], reader: Reader) -> bytes:
         """Bytes of ``events``, which ``reader`` (with this object's ``sink``) has returned."""
-        page_size = reader.page_size or 0
-        self._writer.set_page_size(page_size)
-        out = []
-        for event in events:
-            contents = b""
-            if isinstance(event, PageRun) and event.fill < 0:
-                contents = self.sink.take(event.count * page_size)
-            elif isinstance(event, Section):
-                self._record_length = event.body_length
-            elif isinstance(event, BodyEnd) and self._record_length > 0:
-                contents = self.sink.take(self._record_length)
-            out.append(self._writer.write(event, contents))
-        return b"".join(out)
+        self._writer.set_page_size(reader.page_size or 0)
+        return b"".join([self._writer.write(event, self._contents(event)) for event in events])
+
+    def _contents(self, event: Event) -> bytes:
+        match event:
+            case PageRun() if event.fill < 0:
+                return self.sink.take(event.count * self._writer.page_size)
+            case RamChunk():
+                # The writer repeats the chunk itself.
+                self.sink.take(event.blocks * RAM_V2_BLOCK_SIZE)
+            case DiskWord() if event.word & _FLAGS == BLOCK_DEVICE:
+                return self.sink.take(BLOCK_SIZE)
+            case RecordBody():
+                self._record_length = event.length
+            case BodyEnd() if self._record_length:
+                length, self._record_length = self._record_length, 0
+                return self.sink.take(length)
+        return b""

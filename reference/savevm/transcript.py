@@ -19,6 +19,7 @@ from savevm.stream.events import (
     Command,
     Configuration,
     Device,
+    DiskWord,
     Eof,
     Event,
     Finding,
@@ -28,19 +29,27 @@ from savevm.stream.events import (
     HtabHeader,
     PageRun,
     RamBlocks,
+    RamChunk,
     RamWord,
+    RecordBody,
     Section,
     VmDescription,
 )
 from savevm.stream.reader import Reader
 from savevm.vmdesc import find_description
 from savevm_spec.constants import (
+    BLOCK_DEVICE,
+    BLOCK_IDSTR,
+    BLOCK_PROGRESS,
+    BLOCK_SECTOR_BITS,
+    BLOCK_SIZE,
     COMMAND_NAMES,
     HTAB_IDSTR,
     RAM_EOS,
     RAM_HOOK,
     RAM_IDSTR,
     RAM_MULTIFD_FLUSH,
+    RAM_UNNAMED_BLOCK,
     SECTION_NAMES,
     STORAGE_ATTRIBUTES_DONE,
     STORAGE_ATTRIBUTES_EOS,
@@ -73,30 +82,37 @@ def jsonable(value: Any) -> Any:
 
 
 class Memory(Sink):
-    """Last contents of every page that is not all zero, and the hashes of version 1 and 2 bodies."""
+    """Last contents of every page that is not all zero, and what else the transcript hashes.
+
+    ``bodies``: the hashes of what was not decoded in records of version 1 and 2; ``disk``: pieces
+    of device blocks.
+    """
 
     def __init__(self) -> None:
         self.pages: dict[str, dict[int, bytes]] = {}
-        self.page_size = 0
         self.bodies: deque[hashlib._Hash] = deque()
+        self.disk: deque[memoryview] = deque()
+        self._page_sizes: dict[str, int] = {}
         self._partial = bytearray()
         self._filled: dict[int, bytes] = {}
 
     def block(self, name: str, used_length: int, page_size: int) -> None:
-        self.page_size = page_size
+        self._page_sizes[name] = page_size
 
     def page_data(self, block: str, address: i64, data: bytes, start: i64, end: i64) -> None:
         self._partial += data[start:end]
-        if len(self._partial) == self.page_size:
+        if len(self._partial) == self._page_sizes[block]:
             page = bytes(self._partial)
             self._partial.clear()
             self._put(block, address + (end - start) - len(page), page)
 
     def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
-        addresses = range(address, address + count * self.page_size, self.page_size)
+        size = self._page_sizes[block]
+        addresses = range(address, address + count * size, size)
         pages = self.pages.setdefault(block, {})
         if byte:
-            page = self._filled.setdefault(byte, bytes((byte,)) * self.page_size)
+            if (page := self._filled.get(byte)) is None or len(page) != size:
+                page = self._filled[byte] = bytes((byte,)) * size
             pages.update(dict.fromkeys(addresses, page))
         elif pages:
             for at in addresses:
@@ -114,6 +130,11 @@ class Memory(Sink):
 
     def body_data(self, data: bytes, start: i64, end: i64) -> None:
         self.bodies[-1].update(data[start:end])
+
+    def disk_data(
+        self, device: str, sector: i64, at: i64, data: bytes, start: i64, end: i64
+    ) -> None:
+        self.disk.append(memoryview(data)[start:end])
 
     def digest(self, block: str) -> str:
         """SHA-256 over address (be64) and contents of each page that is not all zero."""
@@ -137,6 +158,8 @@ class Transcriber:
         self.findings: list[dict[str, Any]] = []
         self._current: dict[str, Any] = {}
         self._body: dict[str, Any] = {}
+        self._disks: dict[str, hashlib._Hash] = {}
+        self._raw: RecordBody | None = None
 
     def add(self, events: Iterable[Event]) -> None:
         """Take the next events."""
@@ -147,10 +170,11 @@ class Transcriber:
         match event:
             case PageRun():
                 kind = "normal" if event.fill < 0 else "fill" if event.fill else "zero"
-                pages = self._body["pages"].setdefault(
-                    event.block, {"zero": 0, "fill": 0, "normal": 0}
-                )
-                pages[kind] += event.count
+                self._count(event.block, kind, event.count)
+            case RamChunk():
+                self._body["chunks"] += 1
+                if event.blocks:
+                    self._count(RAM_UNNAMED_BLOCK, "normal", event.blocks)
             case RamWord():
                 if event.word == RAM_HOOK:
                     self._body["hooks"] += 1
@@ -170,6 +194,10 @@ class Transcriber:
                 self._end_body(event)
             case Footer():
                 self._current["footer"] = True
+            case DiskWord():
+                self._disk_word(event)
+            case RecordBody():
+                self._raw = event
             case HtabHeader():
                 self._body.update(kind="htab", header=event.header, chunks=[])
                 self._body["offset"] = event.offset
@@ -227,6 +255,29 @@ class Transcriber:
         self._current = {"record": kind, "offset": event.offset, **values}
         self.records.append(self._current)
 
+    def _count(self, block: str, kind: str, count: int) -> None:
+        pages = self._body["pages"].setdefault(block, {"zero": 0, "fill": 0, "normal": 0})
+        pages[kind] += count
+
+    def _disk_word(self, event: DiskWord) -> None:
+        sector, flags = event.word >> BLOCK_SECTOR_BITS, event.word & ((1 << BLOCK_SECTOR_BITS) - 1)
+        if flags == BLOCK_PROGRESS:
+            self._body["progress"].append(sector)
+        if not flags & BLOCK_DEVICE:
+            return
+        disk = self._body["devices"].setdefault(event.device, {"normal": 0, "zero": 0})
+        disk["normal" if flags == BLOCK_DEVICE else "zero"] += 1
+        if self.memory is None:
+            return
+        digest = self._disks.setdefault(event.device, hashlib.sha256())
+        digest.update(sector.to_bytes(8, "big"))
+        left = BLOCK_SIZE if flags == BLOCK_DEVICE else 0
+        while left:
+            piece = self.memory.disk.popleft()
+            digest.update(piece)
+            left -= len(piece)
+        disk["sha256"] = digest.hexdigest()
+
     def _section(self, event: Section) -> None:
         self._record(
             SECTION_NAMES.get(event.type, "record"),
@@ -241,9 +292,7 @@ class Transcriber:
             self._current["section_id"] = event.section_id
             self._current["footer"] = False
         offset = event.offset + size
-        if event.type == 0:
-            self._body = {"kind": "buffer"}
-        elif event.idstr == RAM_IDSTR:
+        if event.idstr == RAM_IDSTR and (event.type or event.version_id in (1, 2)):
             self._body = {
                 "kind": "ram",
                 "blocks": [],
@@ -251,6 +300,13 @@ class Transcriber:
                 "hooks": 0,
                 "multifd_flushes": 0,
             }
+            if event.version_id == 2:
+                self._body["chunks"] = 0
+        elif event.type == 0:
+            self._body = {"kind": "buffer"}
+        elif event.idstr == BLOCK_IDSTR:
+            self._body = {"kind": "block", "devices": {}, "progress": []}
+            self._disks = {}
         elif event.idstr == HTAB_IDSTR:
             self._body = {}
         else:
@@ -267,9 +323,16 @@ class Transcriber:
         self._current["body"] = self._body
 
     def _end_body(self, event: BodyEnd) -> None:
-        self._body["length"] = event.offset - self._body["offset"]
-        if self._current["record"] == "record" and self.memory is not None:
-            self._body["sha256"] = self.memory.bodies.popleft().hexdigest()
+        raw, self._raw = self._raw, None
+        end = event.offset
+        if raw is not None:
+            digest = self.memory.bodies.popleft().hexdigest() if self.memory else None
+            if raw.offset > self._body["offset"]:
+                self._body["rest"] = raw.length
+                end = raw.offset
+            elif digest is not None:
+                self._body["sha256"] = digest
+        self._body["length"] = end - self._body["offset"]
 
     def result(self, reader: Reader) -> dict[str, Any]:
         """The transcript, once ``reader`` has finished."""

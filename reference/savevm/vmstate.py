@@ -1,4 +1,4 @@
-"""Device bodies that follow a VMDESCRIPTION: decoding and encoding.
+"""Device bodies that follow a VMDESCRIPTION or a schema: decoding and encoding.
 
 A decoded state is ``{"fields": [[name, value], ...], "subsections": [...]}`` with each subsection
 ``{"name", "version", "fields", "subsections"}``.  A value is an int, a bool, bytes (buffers and
@@ -6,6 +6,9 @@ device-own types), None (null pointer), a list (arrays and lists) or again a sta
 All integers are big-endian.
 """
 
+import operator
+from collections.abc import Callable
+from itertools import islice
 from typing import Any, Final
 
 from savevm.errors import stream_error
@@ -20,7 +23,7 @@ from savevm_spec.constants import (
 )
 from savevm_spec.devices import pointer_arrays
 
-__all__ = ["EndOfData", "by_name", "decode", "encode"]
+__all__ = ["EndOfData", "by_name", "decode", "decode_schema", "encode"]
 
 # Type name in the description → (bytes, signed)
 _SCALARS: Final = {
@@ -42,13 +45,26 @@ _SCALARS: Final = {
     "timer": (8, True),
     "CPU_Double_U": (8, False),
 }
+# Operator of a schema's condition → whether it holds
+_CONDITIONS: Final[dict[str, Callable[[int, int], bool]]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "&": lambda value, bits: value & bits != 0,
+}
 _POINTERS: Final = ("nullptr", "ptr-marker")
 _LISTS: Final = ("qtailq", "qlist")
 _INLINE: Final = ("tmp", "vstruct")
 
 
 class EndOfData(Exception):
-    """The body goes on behind the end of the data."""
+    """The body goes on behind the end of the data: at least up to ``need`` in it."""
+
+    def __init__(self, need: int) -> None:
+        self.need = need
 
 
 class _Malformed(Exception):
@@ -136,10 +152,13 @@ def _grouped(pairs: list[tuple[str, Any]]) -> list[dict[str, Any]]:
 
 
 class _Decoder:
-    def __init__(self, data: bytes, pos: int, base: int, section: str, fields: int) -> None:
+    def __init__(
+        self, data: bytes, pos: int, end: int, base: int, section: str, fields: int
+    ) -> None:
         self.fields = fields
         self.data = data
         self.pos = pos
+        self.end = end
         self.base = base
         self.section = section
 
@@ -148,18 +167,21 @@ class _Decoder:
 
     def take(self, size: int) -> bytes:
         end = self.pos + size
-        if end > len(self.data):
-            raise EndOfData
+        if end > self.end:
+            raise EndOfData(end)
         piece = self.data[self.pos : end]
         self.pos = end
         return piece
 
-    def state(self, layout: dict[str, Any]) -> dict[str, Any]:
+    def enter(self, layout: dict[str, Any]) -> None:
         self.fields += len(layout["fields"])
         if self.fields > LIMIT_VMSTATE_FIELDS:
             raise self.error(
                 "limit.vmstate-fields", self.pos, f"more than {LIMIT_VMSTATE_FIELDS} fields"
             )
+
+    def state(self, layout: dict[str, Any]) -> dict[str, Any]:
+        self.enter(layout)
         vmsd = layout["vmsd_name"]
         described = layout["fields"]
         fields: list[list[Any]] = []
@@ -189,6 +211,10 @@ class _Decoder:
             raise self.error(
                 "vmstate.subsection.name", at, f"subsection {found!r}, described as {name!r}"
             )
+        self.version(name, version)
+        return {"name": name, "version": version, **self.state(layout)}
+
+    def version(self, name: str, version: int) -> None:
         at = self.pos
         number = int.from_bytes(self.take(4), "big")
         if number != version:
@@ -197,7 +223,6 @@ class _Decoder:
                 at,
                 f"version {number} of {name!r}, described as {version}",
             )
-        return {"name": name, "version": version, **self.state(layout)}
 
     def field(self, field: dict[str, Any], path: str, present: int | None) -> Any:
         kind: str = _get(field, "type", str)
@@ -216,8 +241,8 @@ class _Decoder:
             layouts = [_vmstate(field)]
         else:
             layouts = [_vmstate(g) for g in _groups(field)] if kind in _LISTS else []
-        if size * (count or 1) > len(self.data) - self.pos:
-            raise EndOfData
+        if self.pos + size * (count or 1) > self.end:
+            raise EndOfData(self.pos + size * (count or 1))
         if count is None:
             return self.element(field["name"], kind, size, layouts)
         if not size:
@@ -225,8 +250,8 @@ class _Decoder:
         return [self.element(field["name"], kind, size, layouts) for _ in range(count)]
 
     def pointer(self, layout: dict[str, Any]) -> dict[str, Any] | None:
-        if self.pos >= len(self.data):
-            raise EndOfData
+        if self.pos >= self.end:
+            raise EndOfData(self.pos + 1)
         if self.data[self.pos] == POINTER_NULL:
             self.pos += 1
             return None
@@ -278,17 +303,162 @@ class _Decoder:
             )
 
 
+class _SchemaDecoder(_Decoder):
+    """Also makes the plain layout of what there is: without conditions, with numbers for names.
+
+    ``complete``: the body cannot go on behind ``end``.
+    """
+
+    def __init__(
+        self,
+        data: bytes,
+        pos: int,
+        end: int,
+        base: int,
+        section: str,
+        fields: int,
+        complete: bool,
+    ) -> None:
+        super().__init__(data, pos, end, base, section, fields)
+        self.complete = complete
+        # The fields so far of the layout at hand, behind those of the layouts around it.
+        self.scopes: list[list[list[Any]]] = []
+
+    def number(self, value: Any) -> int:
+        """``value``, or that of the field whose name it is."""
+        if isinstance(value, int):
+            return value
+        for fields in reversed(self.scopes):
+            for name, number in reversed(fields):
+                if name == value:
+                    if not isinstance(number, int):
+                        raise _Malformed(f"field {value!r} is no number")
+                    return number
+        raise _Malformed(f"no field {value!r} before")
+
+    def plain(self, schema: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """State and plain layout."""
+        self.enter(schema)
+        fields: list[list[Any]] = []
+        state: dict[str, Any] = {"fields": fields, "subsections": []}
+        layout: dict[str, Any] = {
+            "vmsd_name": schema["vmsd_name"],
+            "version": schema["version"],
+            "fields": [],
+        }
+        self.scopes.append(fields)
+        for field in schema["fields"]:
+            if "if" in field:
+                name, condition, number = field["if"]
+                if not _CONDITIONS[condition](self.number(name), number):
+                    continue
+            value, described = self.described(field)
+            fields.append([_get(field, "name", str), value])
+            layout["fields"] += described
+        for sub in schema.get("subsections", ()):
+            head = _subsection_head(_vmstate(sub)["vmsd_name"])
+            if not self.follows(head):
+                continue
+            self.pos += len(head)
+            self.version(sub["vmsd_name"], sub["version"])
+            value, inner = self.plain(sub)
+            state["subsections"].append(
+                {"name": sub["vmsd_name"], "version": sub["version"], **value}
+            )
+            layout.setdefault("subsections", []).append(inner)
+        self.scopes.pop()
+        return state, layout
+
+    def follows(self, head: bytes) -> bool:
+        piece = self.data[self.pos : min(self.pos + len(head), self.end)]
+        if len(piece) < len(head) and head.startswith(piece) and not self.complete:
+            raise EndOfData(self.pos + len(piece) + 1)
+        return piece == head
+
+    def described(self, field: dict[str, Any]) -> tuple[Any, list[dict[str, Any]]]:
+        """Value and plain fields; more than one for an array of structs that are not alike."""
+        kind: str = _get(field, "type", str)
+        if kind in _INLINE or kind in _LISTS:
+            return self.field(field, field["name"], None), [field]
+        count = max(0, self.number(field["array_len"])) if "array_len" in field else None
+        if kind == "struct":
+            values: list[dict[str, Any]] = []
+            plain: list[dict[str, Any]] = []
+            for _ in range(1 if count is None else count):
+                value, described = self.struct(field)
+                values.append(value)
+                plain.append(plain[0] if plain and described == plain[0] else described)
+            if count is None:
+                return values[0], plain
+            if count and (plain[0]["size"] == 0 or any(p is not plain[0] for p in plain)):
+                return values, [{**p, "index": i} for i, p in enumerate(plain)]
+            if count:
+                return values, [{**plain[0], "array_len": count}]
+            empty = {"vmsd_name": "", "version": 0, "fields": []}
+            return [], [_plain(field, "struct", 0, 0) | {"struct": empty}]
+        size = max(0, self.number(field.get("size")))
+        layout = _plain(field, kind, size, count)
+        if count is None:
+            return self.element(field["name"], kind, size, []), [layout]
+        if self.pos + size * count > self.end:
+            raise EndOfData(self.pos + size * count)
+        if not size:
+            return [], [layout]
+        return [self.element(field["name"], kind, size, []) for _ in range(count)], [layout]
+
+    def struct(self, field: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        at = self.pos
+        state, layout = self.plain(_vmstate(field.get("struct")))
+        return state, _plain(field, "struct", self.pos - at, None) | {"struct": layout}
+
+
+def _plain(field: dict[str, Any], kind: str, size: int, count: int | None) -> dict[str, Any]:
+    plain: dict[str, Any] = {"name": field["name"], "type": kind, "size": size}
+    if count is not None:
+        # A description has no arrays of no elements, but arrays of no bytes.
+        plain.update(array_len=count or 1, size=size if count else 0)
+    return plain
+
+
+def _subsection_head(name: str) -> bytes:
+    return bytes((SUBSECTION, len(name))) + name.encode("latin-1")
+
+
+def decode_schema(
+    schema: dict[str, Any],
+    data: bytes,
+    pos: int,
+    end: int,
+    base: int,
+    section: str,
+    fields: int,
+    complete: bool,
+) -> tuple[Any, dict[str, Any], int, int]:
+    """Decode the body at ``data[pos:end]`` by a schema of ``savevm_spec.devices``.
+
+    ``complete``: the body does not go on behind ``end``.  Returns the state, the layout of what was there, in the shape of an entry of a VMDESCRIPTION
+    (an array of structs that are not alike is a field for each of them, with an "index"), the end
+    and the new number of fields.  The rest is as for ``decode``.
+    """
+    decoder = _SchemaDecoder(data, pos, end, base, section, fields, complete)
+    try:
+        state, layout = decoder.plain(_vmstate(schema))
+    except _Malformed as e:
+        raise stream_error("vmdesc.layout", base + pos, section, str(e)) from None
+    return state, layout, decoder.pos, decoder.fields
+
+
 def decode(
-    entry: dict[str, Any], data: bytes, pos: int, base: int, section: str, fields: int
+    entry: dict[str, Any], data: bytes, pos: int, end: int, base: int, section: str, fields: int
 ) -> tuple[str, Any, int, int]:
-    """Decode the body at ``data[pos:]``, stream offset ``base + pos``, by its description.
+    """Decode the body at ``data[pos:end]``, stream offset ``base + pos``, by its description.
 
     ``fields``: how many the stream has had before.  Returns kind, state, end and the new number of
     fields; the kind is "vmstate", or "buffer", without a state, for a device that is described by
     its size alone.  Raises ``EndOfData`` and ``StreamError`` (rules ``vmstate.*``, ``vmdesc.layout``,
     ``vmdesc.field.size``, ``limit.vmstate-fields``).
     """
-    decoder = _Decoder(data, pos, base, section, fields)
+    decoder = _Decoder(data, pos, end, base, section, fields)
     try:
         if "vmsd_name" in entry:
             state = decoder.state(_vmstate(entry))
@@ -308,11 +478,19 @@ class _Encoder:
 
     def state(self, layout: dict[str, Any], state: dict[str, Any]) -> None:
         vmsd = layout.get("vmsd_name")
-        for field, (name, value) in zip(layout["fields"], state["fields"], strict=True):
-            self.field(field, value, f"{vmsd}.{name}")
+        described = iter(layout["fields"])
+        for name, value in state["fields"]:
+            field = next(described)
+            unlike = "index" in field and "array_len" not in field and field.get("struct")
+            if unlike and isinstance(value, list):
+                # Structs that are not alike: a field for each.
+                fields = [field, *islice(described, len(value) - 1)]
+                for field, element in zip(fields, value, strict=True):
+                    self.element(field, "struct", element)
+            else:
+                self.field(field, value, f"{vmsd}.{name}")
         for sub, value in zip(layout.get("subsections", ()), state["subsections"], strict=True):
-            name = value["name"].encode("latin-1")
-            self.out += bytes((SUBSECTION, len(name))) + name
+            self.out += _subsection_head(value["name"])
             self.out += value["version"].to_bytes(4, "big")
             self.state(sub, value)
 

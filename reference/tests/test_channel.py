@@ -225,19 +225,25 @@ def test_peek_is_bounded_and_reads_nothing() -> None:
         source.peek(BUFFER, 1)
 
 
-def test_the_rate_limit_is_per_window_and_soft() -> None:
+def test_the_rate_limit_is_soft_and_what_is_too_much_is_waited_for() -> None:
     now = 0.0
-    rate = RateLimit(1000, window=0.1, clock=lambda: now)
-    operations = Script(rest=1 << 20)
-    channel = Channel(operations, rate=rate)
+    rate = RateLimit(1000, window=1.0, clock=lambda: now)
+    channel = Channel(Script(rest=1 << 20), rate=rate)
     channel.write(b"x" * 1000)
     assert not channel.rate_exceeded
-    channel.write(b"x")
+    channel.write(b"x" * 500)
     assert channel.rate_exceeded
     assert channel.write(b"x" * 5000) == 5000
-    now = 0.1
+    assert channel.rate_wait == 5.5
+    now = 5.0
+    assert channel.rate_exceeded
+    now = 5.5
     assert not channel.rate_exceeded
-    rate.budget = 0
+    # Who was slow does not catch up.
+    now = 100.0
+    channel.write(b"x" * 1500)
+    assert channel.rate_wait == 0.5
+    rate.bandwidth = 0
     channel.write(b"x" * 100_000)
     assert not channel.rate_exceeded
 

@@ -124,6 +124,16 @@ RAM_HOOK: Final = 0x80  # since 1.6
 RAM_COMPRESS_PAGE: Final = 0x100  # 2.4 to 9.0
 RAM_MULTIFD_FLUSH: Final = 0x200  # since 8.1
 RAM_FLAGS_KNOWN: Final = 0x3FF
+# Versions 1 to 3 (until 0.12; read until 1.0) have no block names: all RAM is one block.
+RAM_VERSIONS: Final = (1, 2, 3, 4)
+RAM_UNNAMED_BLOCK: Final = "ram"
+RAM_V1_PAGE_SIZE: Final = 4096
+RAM_TAG_NORMAL: Final = 0  # versions 1 and 2
+RAM_TAG_FILL: Final = 1  # version 1
+# Version 2: one zlib stream in chunks; inflated, a tag before each block.
+RAM_CHUNK_MAGIC: Final = 0xFABE
+RAM_CHUNK_MAX: Final = 4096
+RAM_V2_BLOCK_SIZE: Final = 1024
 # Smallest page of any target (AVR): address bits never reach below this.
 RAM_PAGE_SIZE_MIN: Final = 256
 RAM_PAGE_SIZE_MAX: Final = 65536
@@ -146,11 +156,22 @@ STORAGE_ATTRIBUTES_MORE: Final = 2
 STORAGE_ATTRIBUTES_ERROR: Final = 4
 STORAGE_ATTRIBUTES_DONE: Final = 8
 
+# "block", version 1 (0.12 to 9.0): be64 words of sector << 9 | flags
+BLOCK_IDSTR: Final = "block"
+BLOCK_VERSION: Final = 1
+BLOCK_SECTOR_BITS: Final = 9
+BLOCK_DEVICE: Final = 1
+BLOCK_EOS: Final = 2
+BLOCK_PROGRESS: Final = 4
+BLOCK_ZERO: Final = 8  # since 1.6, together with BLOCK_DEVICE
+BLOCK_SIZE: Final = 1 << 20
+
 # Highest version_id of each section whose body frames itself.
 LIVE_VERSIONS: Final = {
     RAM_IDSTR: RAM_VERSION,
     HTAB_IDSTR: HTAB_VERSION,
     STORAGE_ATTRIBUTES_IDSTR: STORAGE_ATTRIBUTES_VERSION,
+    BLOCK_IDSTR: BLOCK_VERSION,
 }
 
 # vmstate markers
@@ -158,6 +179,51 @@ POINTER_NULL: Final = 0x30
 POINTER_PRESENT: Final = 0x31  # since 11.0
 LIST_ELEMENT: Final = 0x01
 LIST_END: Final = 0x00
+
+# qcow2 images; a number of bits is its own name, everything else in bytes
+QCOW2_MAGIC: Final = 0x514649FB  # "QFI" fb
+QCOW2_VERSIONS: Final = (2, 3)
+QCOW2_HEADER_SIZE_2: Final = 72
+QCOW2_HEADER_SIZE_3: Final = 104
+QCOW2_HEADER_REFCOUNT_TABLE: Final = 48  # be64 offset, be32 clusters
+QCOW2_HEADER_SNAPSHOTS: Final = 60  # be32 number, be64 offset
+QCOW2_HEADER_AUTOCLEAR: Final = 88
+QCOW2_CLUSTER_BITS: Final = range(9, 22)
+QCOW2_EXTENDED_CLUSTER_BITS_MIN: Final = 14
+QCOW2_REFCOUNT_ORDER_2: Final = 4
+QCOW2_REFCOUNT_ORDER_MAX: Final = 6
+QCOW2_DIRTY: Final = 1 << 0  # incompatible features
+QCOW2_CORRUPT: Final = 1 << 1
+QCOW2_EXTERNAL_DATA: Final = 1 << 2
+QCOW2_COMPRESSION_TYPE: Final = 1 << 3
+QCOW2_EXTENDED_L2: Final = 1 << 4
+QCOW2_INCOMPATIBLE_KNOWN: Final = 0x1F
+QCOW2_AUTOCLEAR_KNOWN: Final = 0x3  # bitmaps, raw external data
+QCOW2_ZLIB: Final = 0
+QCOW2_ZSTD: Final = 1
+QCOW2_COPIED: Final = 1 << 63  # entries of L1 and L2 tables
+QCOW2_COMPRESSED: Final = 1 << 62
+QCOW2_OFFSET: Final = 0x00FF_FFFF_FFFF_FE00
+QCOW2_ZERO: Final = 1
+QCOW2_SECTOR: Final = 512
+QCOW2_SUBCLUSTERS: Final = 32
+QCOW2_SNAPSHOT_ALIGNMENT: Final = 8
+QCOW2_EXTENSION_END: Final = 0
+# QEMU's own
+LIMIT_QCOW2_L1: Final = 32 << 20
+LIMIT_QCOW2_REFCOUNT_TABLE: Final = 8 << 20
+LIMIT_QCOW2_SNAPSHOTS: Final = 65536
+LIMIT_QCOW2_SNAPSHOT_TABLE: Final = 64 << 20
+LIMIT_QCOW2_SNAPSHOT_EXTRA: Final = 1024
+
+# libvirt's save image; integers in the byte order of the host that wrote it
+LIBVIRT_MAGIC: Final = b"LibvirtQemudSave"
+LIBVIRT_MAGIC_PARTIAL: Final = b"LibvirtQemudPart"  # until the stream behind it is whole
+LIBVIRT_HEADER_SIZE: Final = 92
+LIBVIRT_VERSION_1: Final = 1  # no format field: raw
+LIBVIRT_VERSION_2: Final = 2
+LIBVIRT_FORMATS: Final = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
+LIBVIRT_PADDING: Final = 64 << 10  # behind domain XML and cookie, so that they can grow
 
 # Limits of a reader (rules limit.*), in bytes or elements
 LIMIT_MACHINE_NAME: Final = 1024
@@ -171,4 +237,8 @@ LIMIT_VMSTATE_FIELDS: Final = 1 << 22
 LIMIT_DESCRIPTION_WINDOW: Final = 32 << 20
 LIMIT_DESCRIPTION_CANDIDATES: Final = 16
 LIMIT_UNDESCRIBED: Final = 32 << 20
+# A record of version 1 or 2 that is longer is not decoded by a schema.
+LIMIT_SCHEMA_BODY: Final = 1 << 20
 LIMIT_PACKAGED: Final = 64 << 20
+LIMIT_LIBVIRT_DATA: Final = 16 << 20
+LIMIT_DECOMPRESSOR: Final = 128 << 20

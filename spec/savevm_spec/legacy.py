@@ -5,42 +5,33 @@ Version 1 has records until the end of the input; in version 2 they fill the tot
 file header exactly.  Origin: qemu_loadvm_state of 0.8.2 and 0.9.1.
 """
 
-import hashlib
+import io
 from typing import Any, BinaryIO
 
-from construct import Bytes, GreedyBytes, Int32ub, Rebuild, StreamError, Struct, Tell, len_, this
+from construct import Bytes, GreedyBytes, Int32ub, StreamError, Struct, Tell, this
 
-from .combinators import Counted, Reported, While, Whole, Wrapper, held, next_byte
-from .errors import GrammarError
-from .reading import enter, keep
-
-Fields = Struct(
-    "offset" / Tell,
-    "idstr" / Counted * enter,
-    "instance_id" / Int32ub,
-    "version_id" / Int32ub,
-    "length"
-    / Rebuild(held("record.length", Int32ub, lambda length, _: length < 1 << 31), len_(this.body)),
-    "body_offset" / Tell,
-    "body" / Bytes(this.length),
+from . import schema
+from .combinators import (
+    Body,
+    Chosen,
+    Counted,
+    Noted,
+    Reported,
+    While,
+    Whole,
+    Wrapper,
+    held,
+    next_byte,
 )
+from .constants import LIMIT_SCHEMA_BODY, RAM_IDSTR
+from .devices import schemas
+from .errors import GrammarError
+from .ram.body import RAM
+from .reading import enter, keep, reading
+from .vmstate import digest
 
-
-def transcript(record: Any) -> dict[str, Any]:
-    """The entry of a record of version 1 or 2 in a transcript."""
-    return {
-        "record": "record",
-        "offset": record.offset,
-        "idstr": record.idstr,
-        "instance_id": record.instance_id,
-        "version_id": record.version_id,
-        "body": {
-            "kind": "buffer",
-            "offset": record.body_offset,
-            "length": record.length,
-            "sha256": hashlib.sha256(record.body).hexdigest(),
-        },
-    }
+LIVE_BODIES = {(RAM_IDSTR, version): RAM[version] for version in (1, 2)}
+"""The bodies that frame themselves, by idstr and version."""
 
 
 class Bounded:
@@ -59,9 +50,83 @@ class Bounded:
         return b"" if self.exceeded else self.stream.read(size)
 
 
-def _end(body: Any) -> int:
+class WithinRecord(Wrapper):
+    """``subcon``, which must end within the record."""
+
+    def _parse(self, stream: BinaryIO, context: Any, path: str) -> Any:
+        try:
+            return self.subcon._parsereport(Bounded(stream, context.end), context, path)
+        except StreamError as error:
+            raise GrammarError("record.body.outside", context.end) from error
+
+
+def _end(record: Any) -> int:
+    """Where the record ends: within the total length, if the header has one, and within the input.
+
+    A record of which bytes are missing is that first of all, whatever the others are.
+    """
+    end: int = record.body_offset + record.length
+    total = record._._.header.total_length
+    if total is not None and end > 16 + total:
+        raise GrammarError("record.outside-total", record.offset)
+    if end > record._io.seek(0, 2):
+        raise StreamError("the record reaches beyond the input")
+    record._io.seek(record.body_offset)
+    return end
+
+
+def _body(record: Any) -> Body:
+    key = record.idstr, record.version_id
+    if key in LIVE_BODIES:
+        return LIVE_BODIES[key]
+    if record.length <= LIMIT_SCHEMA_BODY:
+        content = io.BytesIO(record._io.read(record.length))
+        record._io.seek(record.body_offset)
+        state = reading(record)
+        for layout in schemas(*key):
+            body = state.body(layout, schema.body)
+            if schema.end(body, content, state) == record.length:
+                return body
+    return Body("buffer", Bytes(record.length), digest)
+
+
+Fields = Struct(
+    "offset" / Tell,
+    "idstr" / Counted * enter,
+    "instance_id" / Int32ub,
+    "version_id" / Int32ub,
+    "length" / held("record.length", Int32ub, lambda length, _: length < 1 << 31),
+    "body_offset" / Tell,
+    "end" / Noted(_end),
+    "schema" / Noted(_body),
+    "body" / WithinRecord(Chosen()),
+    "body_end" / Tell,
+    "rest" / Reported("record.body.rest", Bytes(this.end - this.body_end), lambda rest: not rest),
+)
+
+
+def transcript(record: Any) -> dict[str, Any]:
+    """The entry of a record of version 1 or 2 in a transcript."""
+    rest = {"rest": len(record.rest)} if record.rest else {}
+    return {
+        "record": "record",
+        "offset": record.offset,
+        "idstr": record.idstr,
+        "instance_id": record.instance_id,
+        "version_id": record.version_id,
+        "body": {
+            "kind": record.schema.kind,
+            "offset": record.body_offset,
+            "length": record.body_end - record.body_offset,
+            **record.schema.transcript(record.body),
+            **rest,
+        },
+    }
+
+
+def _total_end(version2: Any) -> int:
     """Where the total length of the header ends."""
-    return int(body._.header.total_length) + 16
+    return int(version2._.header.total_length) + 16
 
 
 class WithinTotal(Wrapper):
@@ -69,7 +134,7 @@ class WithinTotal(Wrapper):
 
     def _parse(self, stream: BinaryIO, context: Any, path: str) -> Any:
         start = stream.tell()
-        bounded = Bounded(stream, _end(context))
+        bounded = Bounded(stream, _total_end(context))
         try:
             return self.subcon._parsereport(bounded, context, path)
         except StreamError as error:
@@ -78,8 +143,8 @@ class WithinTotal(Wrapper):
             raise
 
 
-def _before_end(stream: BinaryIO, body: Any) -> bool:
-    if stream.tell() == _end(body):
+def _before_end(stream: BinaryIO, version2: Any) -> bool:
+    if stream.tell() == _total_end(version2):
         return False
     if next_byte(stream) is None:
         raise GrammarError("stream.truncated", stream.tell())

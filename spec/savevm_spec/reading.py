@@ -4,9 +4,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from .combinators import Body
     from .vmdesc import Description
 
 
@@ -18,26 +20,39 @@ class Finding(NamedTuple):
     section: str | None
 
 
+@lru_cache(1024)
+def filled(fill: int, size: int) -> bytes:
+    """A page of ``size`` times the byte ``fill``; all such pages are one object."""
+    return bytes([fill]) * size
+
+
 @dataclass(slots=True)
 class Ram:
     """Guest memory: blocks by name with their used length in bytes, and what the pages hold.
 
-    ``contents`` maps the address of a page in its block to its bytes, or to the fill byte; a page
-    of zeros is absent.  ``page_size`` is None until something states or shows it.
+    ``contents`` maps the address of a page in its block to its bytes; a page of zeros is absent.
+    ``page_size`` is None until something states or shows it.
     """
 
     blocks: dict[str, int] = field(default_factory=dict)
-    contents: dict[str, dict[int, bytes | int]] = field(default_factory=dict)
+    contents: dict[str, dict[int, bytes]] = field(default_factory=dict)
     current: str | None = None
     page_size: int | None = None
+
+    def place(self, block: str, address: int, page: bytes) -> None:
+        """Keep what the page at ``address`` holds now."""
+        pages = self.contents.setdefault(block, {})
+        if page.count(0) == len(page):
+            pages.pop(address, None)
+        else:
+            pages[address] = page
 
     def digest(self, block: str) -> str:
         """SHA-256 over be64 address and bytes of every page that is not zero, by address."""
         sha = hashlib.sha256()
-        for address, content in sorted(self.contents.get(block, {}).items()):
+        for address, page in sorted(self.contents.get(block, {}).items()):
             sha.update(address.to_bytes(8))
-            page_size = self.page_size or 0
-            sha.update(bytes([content]) * page_size if isinstance(content, int) else content)
+            sha.update(page)
         return sha.hexdigest()
 
 
@@ -49,7 +64,7 @@ class Reading:
     bytes that it states.  ``footers`` is None until the first section body has ended.
     ``sections`` has the identity of the latest START or FULL by section id, ``uses`` counts the
     described sections by idstr and instance id, and ``bodies`` has the body of a device by the id
-    of its entry in the description.  ``fields`` counts the fields of devices.
+    of its entry in the description, or of its layout.  ``fields`` counts the fields of devices.
     ``done`` pairs every complete record with the function that gives its transcript.
     """
 
@@ -60,11 +75,17 @@ class Reading:
     footers: bool | None = None
     sections: dict[int, Any] = field(default_factory=dict)
     uses: Counter[tuple[str, int]] = field(default_factory=Counter)
-    bodies: dict[int, Any] = field(default_factory=dict)
+    bodies: dict[int, "Body"] = field(default_factory=dict)
     fields: int = 0
     ram: Ram = field(default_factory=Ram)
     findings: list[Finding] = field(default_factory=list)
     done: list[tuple[Callable[[Any], dict[str, Any]], Any]] = field(default_factory=list)
+
+    def body(self, layout: Any, make: Callable[[Any], "Body"]) -> "Body":
+        """The body that ``make`` makes of a layout; once, as layouts are large."""
+        if id(layout) not in self.bodies:
+            self.bodies[id(layout)] = make(layout)
+        return self.bodies[id(layout)]
 
     def report(self, rule: str, offset: int) -> None:
         """Note that ``rule`` is broken at ``offset``; reading goes on."""

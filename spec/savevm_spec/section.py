@@ -2,11 +2,12 @@
 
 The identification is a u8 length, idstr, be32 instance id and be32 version; PART and END refer to
 it by the section id.  A body tells neither its kind nor its length: live sections frame
-themselves, the description gives the layout of the others, and where it has none only a footer
-(``7e``, be32 section id; since 2.4) shows where the body ends.
+themselves, and the description gives the layout of the others.  Where it has none, a footer (``7e``,
+be32 section id; since 2.4) shows where the body ends, or else what is known of the device.
 Origin: qemu_loadvm_section_start_full, qemu_loadvm_section_part_end, check_section_footer.
 """
 
+from collections.abc import Container
 from typing import Any, NamedTuple
 
 from construct import (
@@ -24,33 +25,46 @@ from construct import (
     this,
 )
 
+from . import schema, vmstate
+from .block import BLOCK
 from .combinators import Body, Chosen, Noted, Ruled, Whole, held, next_byte
 from .constants import (
+    BLOCK_IDSTR,
+    BLOCK_VERSION,
     COMMAND,
     EOF,
     HTAB_IDSTR,
+    HTAB_VERSION,
     LIVE_VERSIONS,
     RAM_IDSTR,
+    SECTION_END,
     SECTION_FOOTER,
     SECTION_FULL,
     SECTION_NAMES,
+    SECTION_PART,
     SECTION_START,
     STORAGE_ATTRIBUTES_IDSTR,
+    STORAGE_ATTRIBUTES_VERSION,
 )
+from .devices import schemas
 from .errors import GrammarError
 from .htab import HTAB
 from .ram.body import RAM
-from .reading import enter, reading
+from .reading import Reading, enter, reading
 from .storage_attributes import STORAGE_ATTRIBUTES
 from .vmdesc import Object, is_int
-from .vmstate import body, digest
+from .vmstate import digest
 
 LIVE_BODIES = {
-    RAM_IDSTR: RAM,
-    HTAB_IDSTR: HTAB,
-    STORAGE_ATTRIBUTES_IDSTR: STORAGE_ATTRIBUTES,
+    **{
+        (RAM_IDSTR, version): ram._replace(grammar=Whole("ram.truncated", ram.grammar))
+        for version, ram in RAM.items()
+    },
+    (HTAB_IDSTR, HTAB_VERSION): HTAB,
+    (STORAGE_ATTRIBUTES_IDSTR, STORAGE_ATTRIBUTES_VERSION): STORAGE_ATTRIBUTES,
+    (BLOCK_IDSTR, BLOCK_VERSION): BLOCK,
 }
-"""The bodies that frame themselves, by idstr; only of the versions in ``LIVE_VERSIONS``."""
+"""The bodies that frame themselves, by idstr and version."""
 
 RECORD_TYPES = frozenset({EOF, *SECTION_NAMES, COMMAND})
 """Bytes with which a record may begin anywhere behind the header."""
@@ -65,16 +79,12 @@ class Identity(NamedTuple):
     device: Object | None
 
 
-def _is_live(start: Any) -> bool:
-    return bool(LIVE_VERSIONS.get(start.idstr) == start.version_id)
-
-
 def _device(start: Any) -> Object | None:
     """The entry of the device: its n-th section has the n-th, or the last."""
     state = reading(start)
     key = start.idstr, start.instance_id
     devices = state.description.devices.get(key) if state.description else None
-    if devices is None or _is_live(start):
+    if devices is None or (start.idstr, start.version_id) in LIVE_BODIES:
         return None
     state.uses[key] += 1
     return devices[min(state.uses[key], len(devices)) - 1]
@@ -137,12 +147,40 @@ Footer = Struct(
 )
 
 
+def _begins_record(data: bytes, offset: int, sections: Container[int]) -> bool:
+    """Whether ``data`` from ``offset`` on looks like a section, or is no more than the EOF mark."""
+    head = data[offset : offset + 6]
+    kind = head[0] if head else None
+    if kind in (SECTION_START, SECTION_FULL) and len(head) == 6:
+        name = data[offset + 6 : offset + 6 + head[5]]
+        return 0 < len(name) == head[5] and all(0x20 <= byte <= 0x7E for byte in name)
+    if kind in (SECTION_PART, SECTION_END) and len(head) >= 5:
+        return int.from_bytes(head[1:5]) in sections
+    return kind == EOF and offset + 1 == len(data)
+
+
+def _may_have_footer(state: Reading) -> bool:
+    return state.configured if state.footers is None else state.footers
+
+
+def _likeliest(section: Any, bodies: list[Body]) -> Body:
+    """Of bodies that schemas give, one that can be read, if possible with a record behind it."""
+    if len(bodies) == 1:
+        return bodies[0]
+    state = reading(section)
+    data = section._io.getvalue()
+    ends = [(body, schema.end(body, section._io, state)) for body in bodies]
+    readable = [(body, end) for body, end in ends if end is not None]
+    likely = [body for body, end in readable if _begins_record(data, end, state.sections)]
+    return [*likely, *(body for body, _ in readable), *bodies][0]
+
+
 def _undescribed(section: Any) -> Body:
     """The body from here as bytes: up to its footer, or to the end of the input."""
     state = reading(section)
     data, offset = section._io.getvalue(), section._io.tell()
     state.report("section.body.undescribed", offset)
-    if state.footers or (state.footers is None and state.configured):
+    if _may_have_footer(state):
         footer = bytes([SECTION_FOOTER, *section.head.section_id.to_bytes(4)])
         end = data.find(footer, offset)
         while end >= 0 and end + 5 < len(data) and data[end + 5] not in RECORD_TYPES:
@@ -159,17 +197,18 @@ def _undescribed(section: Any) -> Body:
     return Body("undelimited", Bytes(len(data) - offset), digest)
 
 
-def _schema(section: Any) -> Body:
-    identity = section.head.identity
-    if _is_live(identity):
-        return LIVE_BODIES[identity.idstr]
-    if identity.device is None:
-        return _undescribed(section)
-    bodies = reading(section).bodies
-    if id(identity.device) not in bodies:
-        bodies[id(identity.device)] = body(identity.device)
-    schema: Body = bodies[id(identity.device)]
-    return schema
+def _body(section: Any) -> Body:
+    """The kind of body that the section has."""
+    identity, state = section.head.identity, reading(section)
+    key = identity.idstr, identity.version_id
+    if key in LIVE_BODIES:
+        return LIVE_BODIES[key]
+    if identity.device is not None:
+        return state.body(identity.device, vmstate.body)
+    if not _may_have_footer(state) and (layouts := schemas(*key)):
+        state.footers = False
+        return _likeliest(section, [state.body(layout, schema.body) for layout in layouts])
+    return _undescribed(section)
 
 
 def _has_footer(section: Any) -> bool:
@@ -186,7 +225,7 @@ Section = Whole(
     Struct(
         "head"
         / IfThenElse(lambda section: section._.type in (SECTION_START, SECTION_FULL), Start, Part),
-        "schema" / Noted(_schema),
+        "schema" / Noted(_body),
         "body_offset" / Tell,
         "body" / Chosen(),
         "body_end" / Tell,

@@ -52,7 +52,18 @@ FORMATS = {
 
 
 def _left(stream: BinaryIO) -> int:
-    return len(stream.getvalue()) - stream.tell()  # type: ignore[attr-defined]
+    here = stream.tell()
+    left = stream.seek(0, 2) - here
+    stream.seek(here)
+    return left
+
+
+def enter(fields: int, stream: BinaryIO, context: Any) -> None:
+    """Count the fields of a structure that begins here."""
+    state = reading(context)
+    state.fields += fields
+    if state.fields > LIMIT_VMSTATE_FIELDS:
+        raise GrammarError("limit.vmstate-fields", stream.tell())
 
 
 class Numbers(Node):
@@ -196,10 +207,7 @@ class Layout(Node):
         self.subsections = subsections
 
     def _parse(self, stream: BinaryIO, context: Any, path: str) -> Any:
-        state = reading(context)
-        state.fields += len(self.fields)
-        if state.fields > LIMIT_VMSTATE_FIELDS:
-            raise GrammarError("limit.vmstate-fields", stream.tell())
+        enter(len(self.fields), stream, context)
         return Container(
             fields=[[name, field._parse(stream, context, path)] for name, field in self.fields],
             subsections=[s._parse(stream, context, path) for s in self.subsections],
@@ -243,7 +251,7 @@ def layout(description: Any) -> Any:
     fields = _own_lengths(description["fields"])
     return Layout(
         [_field(field, owner) for field in fields],
-        [_subsection(subsection) for subsection in description.get("subsections", [])],
+        [_subsection(described) for described in description.get("subsections", [])],
     )
 
 
@@ -264,17 +272,20 @@ def _own_lengths(fields: list[Any]) -> list[Any]:
     return own
 
 
-def _subsection(description: Any) -> Any:
+def subsection(name: str, version: int, content: Any) -> Any:
     """``05``, u8 length, name, be32 version and a vmstate of its own (since 0.13)."""
-    if not _is_vmstate(description):
-        return Error
-    name, version = description["vmsd_name"], description["version"]
     return Struct(
         "mark" / Ruled("vmstate.subsection.missing", Const(SUBSECTION, Int8ub)),
         "name" / Ruled("vmstate.subsection.name", Const(name, Counted)),
         "version" / Ruled("vmstate.subsection.version", Const(version, Int32ub)),
-        "content" / layout(description),
+        "content" / content,
     )
+
+
+def _subsection(description: Any) -> Any:
+    if not _is_vmstate(description):
+        return Error
+    return subsection(description["vmsd_name"], description["version"], layout(description))
 
 
 def _field(description: Any, owner: str) -> tuple[str, Any]:
@@ -325,7 +336,7 @@ def body(device: Object) -> Body:
     if "vmsd_name" not in device and is_int(device.get("size")) and device["size"] >= 0:
         return Body("buffer", Whole("vmstate.truncated", Bytes(device["size"])), digest)
     grammar = layout(device)
-    return Body("vmstate", Whole("vmstate.truncated", Ruled("vmdesc.layout", grammar)), _vmstate)
+    return Body("vmstate", Whole("vmstate.truncated", Ruled("vmdesc.layout", grammar)), transcript)
 
 
 def digest(content: bytes) -> dict[str, Any]:
@@ -338,14 +349,15 @@ def _value(value: Any) -> Any:
         return value.hex()
     if isinstance(value, list):
         return [_value(element) for element in value]
-    return _vmstate(value) if isinstance(value, Container) else value
+    return transcript(value) if isinstance(value, Container) else value
 
 
-def _vmstate(vmstate: Any) -> dict[str, Any]:
+def transcript(vmstate: Any) -> dict[str, Any]:
+    """What a transcript tells of a vmstate: fields and subsections, bytes in hex."""
     return {
         "fields": [[name, _value(value)] for name, value in vmstate.fields],
         "subsections": [
-            {"name": s.name, "version": s.version, **_vmstate(s.content)}
+            {"name": s.name, "version": s.version, **transcript(s.content)}
             for s in vmstate.subsections
         ],
     }

@@ -163,7 +163,11 @@ def test_every_truncation_is_noticed() -> None:
         ("v1", hexed("5145564d 00000001")),
         ("v2", hexed("5145564d 00000002 0000000000000000")),
         ("v3-2008", HEADER + hexed("00")),
-        ("v3-2008", HEADER + hexed("04 00000000 03 72616d 00000000 00000003 aabb 00")),
+        ("v3-2008", HEADER + hexed("04 00000000 03 72616d 00000000 00000001 00000000 00")),
+        (
+            "v3-ram3",
+            HEADER + hexed("04 00000000 03 72616d 00000000 00000003 0000000000000010 00"),
+        ),
         (
             "v3-ram4",
             HEADER + hexed("04 00000000 03 72616d 00000000 00000004 0000000000000010 00"),
@@ -296,6 +300,23 @@ def test_storage_attributes() -> None:
         {"flag": "done", "address": 0},
         {"flag": "eos", "address": 0},
     ]
+
+
+def test_block() -> None:
+    mebibyte = bytes(range(256)) * 4096
+    data = HEADER + hexed("01 00000001 05 626c6f636b 00000000 00000001")
+    data += hexed("0000000000000204 0000000000000001 03 686461") + mebibyte
+    data += hexed("0000000000100001 03 686462") + mebibyte + hexed("0000000000100009 03 686461")
+    data += hexed("000000000000c804 fffffffffffffe02 00")
+    body = told(data)["records"][1]["body"]
+    assert (body["kind"], body["length"]) == ("block", len(data) - 28)
+    assert body["progress"] == [1, 100]
+    zero = bytes(8)
+    at_1_mib = (0x800).to_bytes(8)
+    assert body["devices"] == {
+        "hda": {"normal": 1, "zero": 1, "sha256": sha256(zero + mebibyte + at_1_mib).hexdigest()},
+        "hdb": {"normal": 1, "zero": 0, "sha256": sha256(at_1_mib + mebibyte).hexdigest()},
+    }
 
 
 def test_a_body_without_description_ends_at_its_footer() -> None:

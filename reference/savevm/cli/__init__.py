@@ -14,6 +14,7 @@ _COMMANDS = {
     "inspect": "savevm.cli.inspect:inspect",
     "verify": "savevm.cli.verify:verify",
     "extract": "savevm.cli.extract:extract",
+    "snapshots": "savevm.cli.snapshots:snapshots",
     "capture": "savevm_conformance.capture:capture",
     "conformance": "savevm_conformance.cli:conformance",
 }
@@ -21,6 +22,7 @@ _SUMMARIES = {
     "inspect": "Show what is in a stream.",
     "verify": "Tell whether streams are whole and follow the rules.",
     "extract": "Write RAM blocks and device states to files.",
+    "snapshots": "List or delete the snapshots in a disk image.",
     "capture": "Make QEMU binaries write the stream of every machine type.",
     "conformance": "Hold implementations against the conformance vectors.",
 }

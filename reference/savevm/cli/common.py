@@ -1,5 +1,6 @@
 """What the commands share: reading an input with progress, and saying what is wrong with it."""
 
+import re
 import sys
 import time
 from collections import Counter
@@ -9,7 +10,8 @@ from typing import Any, Final
 
 import click
 
-from savevm.source import Source
+from savevm.errors import StreamError
+from savevm.source import Envelope, Source, SourceError
 from savevm.stream.events import Event, Finding
 from savevm.stream.reader import Reader
 from savevm_spec.rules import rules
@@ -24,14 +26,23 @@ class CannotRun(click.ClickException):
     exit_code = 2
 
 
+snapshot_option = click.option(
+    "--snapshot",
+    metavar="TAG",
+    help="The snapshot of a disk image, by name or id; not needed if only one has VM state.",
+)
+
+
 @contextmanager
-def opened(name: str) -> Iterator[Source]:
-    """An input by path or ``-``; what the system refuses ends the command with exit code 2."""
+def opened(name: str, snapshot: str | None = None) -> Iterator[Source]:
+    """An input by path or ``-``; what cannot be opened ends the command with exit code 2."""
     try:
-        with Source(name) as source:
+        with Source(name, snapshot) as source:
             yield source
     except BrokenPipeError:
         raise
+    except SourceError as e:
+        raise CannotRun(f"{name}: {e}") from None
     except OSError as e:
         raise CannotRun(f"{e.filename or name}: {e.strerror or e}") from None
 
@@ -73,6 +84,40 @@ def chunks(source: Source) -> Iterator[bytes]:
                 pending, shown = 0, now
 
 
+def fed(
+    source: Source, reader: Reader, problems: "Problems"
+) -> Iterator[tuple[bytes, list[Event]]]:
+    """The input's chunks, each with what ``reader`` makes of it; last, no bytes and what was left.
+
+    Broken rules, of the stream and of what it is wrapped in, go to ``problems``.
+    """
+    compressed = source.envelope is not None and source.envelope.compression is not None
+    refused = None
+    try:
+        for chunk in chunks(source):
+            if reader.error is None:
+                events = reader.feed(chunk)
+                problems.read(events)
+                yield chunk, events
+            elif not compressed:
+                break
+            # What was compressed may be damaged, which only its checksum tells.
+    except StreamError as error:
+        refused = error
+    broken = reader.error
+    events = reader.finish()
+    problems.read(events)
+    yield b"", events
+    problems.read(source.findings)
+    if refused is None:
+        problems.end(reader)
+        return
+    problems.stop(refused)
+    # A stream that ends where the envelope breaks has nothing wrong of its own.
+    if broken is not None:
+        problems.stop(broken)
+
+
 def problem(rule: str, offset: int, section: str | None, detail: str) -> dict[str, Any]:
     """A broken rule as JSON."""
     known = rules()[rule]
@@ -92,7 +137,8 @@ def problem(rule: str, offset: int, section: str | None, detail: str) -> dict[st
 class Problems:
     """The broken rules of one stream: the first few of each rule, and how many there were.
 
-    A rule may be broken by every nine bytes of a stream, so they are not all kept.
+    A rule may be broken by every nine bytes of a stream, so they are not all kept.  ``error`` is
+    what ended reading, if anything did.
     """
 
     EACH: Final = 100
@@ -100,6 +146,7 @@ class Problems:
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
         self.counts: Counter[str] = Counter()
+        self.error: StreamError | None = None
 
     def add(self, rule: str, offset: int, section: str | None, detail: str) -> None:
         """One more broken rule."""
@@ -115,8 +162,13 @@ class Problems:
 
     def end(self, reader: Reader) -> None:
         """The rule that ended reading, if any."""
-        if (error := reader.error) is not None:
-            self.add(error.rule, error.offset, error.section, error.detail)
+        if reader.error is not None:
+            self.stop(reader.error)
+
+    def stop(self, error: StreamError) -> None:
+        """The rule that ended reading; of several, the cause first."""
+        self.error = self.error or error
+        self.add(error.rule, error.offset, error.section, error.detail)
 
     @property
     def broken(self) -> bool:
@@ -153,6 +205,26 @@ def line(name: str, problem: dict[str, Any]) -> str:
 def shown(text: str) -> str:
     """``text`` from a stream or a file name, for a terminal: nothing in it moves the cursor."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def described(envelope: Envelope) -> str:
+    """What a stream comes wrapped in, on one line."""
+    if (image := envelope.libvirt) is not None:
+        from xml.sax.saxutils import unescape
+
+        name = re.search("<name>(.*?)</name>", image.domain_xml, re.DOTALL)
+        domain = f", domain {unescape(name[1])!r}" if name else ""
+        running = "was running" if image.was_running else "was paused"
+        return (
+            f"libvirt save image version {image.version}, {image.byte_order}-endian, "
+            f"{image.format}{domain}, {running}; stream from {image.stream_offset} on"
+        )
+    if (snapshot := envelope.snapshot) is not None:
+        return (
+            f"disk image, snapshot {snapshot.name!r} with id {snapshot.id!r}, "
+            f"{size(snapshot.vm_state_size)} of VM state"
+        )
+    return f"{envelope.compression} data"
 
 
 def size(count: int) -> str:

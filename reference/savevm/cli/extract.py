@@ -11,7 +11,7 @@ from urllib.parse import quote
 import click
 
 import savevm
-from savevm.cli.common import CannotRun, Problems, chunks, opened, size
+from savevm.cli.common import CannotRun, Problems, fed, opened, size, snapshot_option
 from savevm.extract import BlockFiles
 from savevm.source import Source
 from savevm.stream.events import (
@@ -21,6 +21,7 @@ from savevm.stream.events import (
     Event,
     HtabChunk,
     HtabHeader,
+    RecordBody,
     Section,
 )
 from savevm.stream.reader import Reader
@@ -42,8 +43,10 @@ class _Files:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.blocks: dict[str, str | None] = {}
+        self.disks: dict[str, str | None] = {}
         self.records: list[str | None] = []
         self.refused: list[str] = []
+        self._disk_fds: dict[str, int] = {}
 
     def _open(self, name: str, size: int) -> int:
         path = self.directory / name
@@ -54,14 +57,20 @@ class _Files:
         except OSError as e:
             self.refused.append(f"{path}: {e.strerror}")
             return -1
+        if not self._resize(path, fd, size):
+            os.close(fd)
+            return -1
+        return fd
+
+    def _resize(self, path: Path, fd: int, size: int) -> bool:
+        """Whether the file has ``size`` bytes now; if it cannot have, it is removed."""
         try:
             os.ftruncate(fd, size)
         except (OSError, OverflowError):
-            os.close(fd)
             path.unlink()
             self.refused.append(f"{path}: the file system has no files of {size} bytes")
-            return -1
-        return fd
+            return False
+        return True
 
     def open_block(self, name: str, used_length: int) -> int:
         file = f"ram/{_file_name(name)}.raw"
@@ -74,6 +83,20 @@ class _Files:
         fd = self._open(file, 0)
         self.records.append(file if fd >= 0 else None)
         return fd
+
+    def open_disk(self, device: str) -> int:
+        file = f"disk/{_file_name(device)}.raw"
+        fd = self._open(file, 0)
+        self.disks[device] = file if fd >= 0 else None
+        self._disk_fds[device] = fd
+        return fd
+
+    def extend_disk(self, device: str, size: int) -> bool:
+        path = self.directory / f"disk/{_file_name(device)}.raw"
+        if self._resize(path, self._disk_fds[device], size):
+            return True
+        self.disks[device] = None
+        return False
 
     def write_json(self, name: str, value: object) -> None:
         part = self.directory / f".{name}.part"
@@ -92,8 +115,11 @@ class _Devices:
         match event:
             case Section():
                 self._section = event
-                if event.type == 0:
-                    self._add("record", event.offset)
+            case RecordBody():
+                assert self._section is not None
+                whole = event.length == self._section.body_length
+                kind = "record" if whole else "rest"
+                self._add(kind, event.offset, length=event.length)
             case Device(kind="vmstate"):
                 state = by_name(jsonable(event.state))
                 self._add(event.kind, event.offset, length=event.length, state=state)
@@ -125,41 +151,35 @@ class _Devices:
 
 
 def _extract(source: Source, files: _Files) -> tuple[dict[str, Any], Problems]:
-    sink = BlockFiles(files.open_block, files.open_record)
-    reader = Reader(description=source.description(), sink=sink)
+    sink = BlockFiles(files.open_block, files.open_record, files.open_disk, files.extend_disk)
+    reader = Reader(description=source.description(), searched=source.size is not None, sink=sink)
     problems = Problems()
     devices = _Devices()
     manifest: dict[str, Any] = {"savevm": savevm.__version__, "source": source.name}
-
-    def take(events: list[Event]) -> None:
-        problems.read(events)
-        for event in events:
-            devices.take(event)
-            if isinstance(event, Configuration):
-                manifest["machine"] = event.machine
+    manifest["envelope"] = source.envelope.jsonable() if source.envelope else None
 
     try:
-        for chunk in chunks(source):
-            take(reader.feed(chunk))
-            if reader.error is not None:
-                break
-        take(reader.finish())
+        for _, events in fed(source, reader, problems):
+            for event in events:
+                devices.take(event)
+                if isinstance(event, Configuration):
+                    manifest["machine"] = event.machine
     finally:
         sink.close()
     for name in reader.blocks:
         if name not in files.blocks and (fd := files.open_block(name, reader.blocks[name])) >= 0:
             os.close(fd)
-    problems.end(reader)
     for entry, file in zip(
-        (e for e in devices.entries if e["kind"] == "record"), files.records, strict=True
+        (e for e in devices.entries if e["kind"] in ("record", "rest")), files.records, strict=True
     ):
         entry["file"] = file
-    manifest["complete"] = reader.error is None and not files.refused
+    manifest["complete"] = problems.error is None and not files.refused
     manifest["page_size"] = reader.page_size
     manifest["ram"] = [
         {"idstr": name, "used_length": used, "file": files.blocks[name]}
         for name, used in reader.blocks.items()
     ]
+    manifest["disks"] = [{"device": device, "file": file} for device, file in files.disks.items()]
     manifest["devices"] = len(devices.entries)
     manifest["problems"] = problems.entries
     files.write_json("devices.json", devices.entries)
@@ -169,6 +189,7 @@ def _extract(source: Source, files: _Files) -> tuple[dict[str, Any], Problems]:
 
 @click.command()
 @click.argument("file")
+@snapshot_option
 @click.option(
     "-o",
     "--output",
@@ -179,16 +200,18 @@ def _extract(source: Source, files: _Files) -> tuple[dict[str, Any], Problems]:
 )
 @click.option("-f", "--force", is_flag=True, help="Write even if DIR has something in it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest.")
-def extract(file: str, output: Path, force: bool, as_json: bool) -> None:
+def extract(file: str, snapshot: str | None, output: Path, force: bool, as_json: bool) -> None:
     """Write RAM blocks and device states to files.
 
     FILE is a path, or - for standard input.  DIR then has ram/BLOCK.raw, one sparse file for each
-    RAM block, with block names percent-encoded; records/, the bodies of a stream of version 1 or 2;
-    devices.json, all the rest in stream order; and manifest.json, which says what belongs to what.  A broken stream gives all that could be
-    read, and exit code 1.
+    RAM block, with block names percent-encoded (ram.raw is all RAM where streams had no block
+    names, until 0.12); disk/DEVICE.raw, what a block migration carried of a disk; records/, what is
+    not decoded of a stream of version 1 or 2; devices.json, all the rest in stream order; and
+    manifest.json, which says what belongs to what.  A broken stream gives all that could be read,
+    and exit code 1.
     """
     files = _Files(output)
-    with opened(file) as source:
+    with opened(file, snapshot) as source:
         if output.is_dir() and any(output.iterdir()) and not force:
             raise CannotRun(f"{output} is not empty (--force writes all the same)")
         output.mkdir(parents=True, exist_ok=True)
@@ -199,6 +222,11 @@ def extract(file: str, output: Path, force: bool, as_json: bool) -> None:
         for block in manifest["ram"]:
             if block["file"] is not None:
                 click.echo(f"{output / block['file']}: {size(block['used_length'])}")
+        for disk in manifest["disks"]:
+            if disk["file"] is not None:
+                click.echo(
+                    f"{output / disk['file']}: {size((output / disk['file']).stat().st_size)}"
+                )
         click.echo(f"{output / 'devices.json'}: {manifest['devices']} devices")
         for text in problems.lines(file):
             click.echo(text, err=True)

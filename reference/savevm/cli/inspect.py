@@ -4,13 +4,21 @@ import json
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from savevm.cli.common import CannotRun, Problems, chunks, opened, shown, size
+from savevm.cli.common import (
+    CannotRun,
+    Problems,
+    described,
+    fed,
+    opened,
+    shown,
+    size,
+    snapshot_option,
+)
 from savevm.source import Source
-from savevm.stream.events import Event
 from savevm.stream.reader import Reader
 from savevm.transcript import Transcriber
 
@@ -63,6 +71,14 @@ def _body(body: dict[str, Any], fields: bool) -> Iterator[str]:
         for words in ("hooks", "multifd_flushes"):
             if body[words]:
                 yield f"{words.replace('_', ' ')}: {body[words]}"
+        if "chunks" in body:
+            yield f"compressed in {body['chunks']} chunks"
+    elif kind == "block":
+        for device, blocks in body["devices"].items():
+            counts = ", ".join(f"{blocks[k]} {k}" for k in ("zero", "normal") if blocks[k])
+            yield f"device blocks of {shown(device)}: {counts}"
+        if body["progress"]:
+            yield "progress: " + ", ".join(f"{percent} %" for percent in body["progress"])
     elif kind == "htab":
         entries = sum(valid for _, valid, _, _ in body["chunks"])
         yield f"hash table: header {body['header']}, {entries} entries"
@@ -77,6 +93,8 @@ def _body(body: dict[str, Any], fields: bool) -> Iterator[str]:
             yield f"{len(body['fields'])} fields{subsections}"
     else:
         yield _KINDS[kind]
+    if "rest" in body:
+        yield f"{body['rest']} bytes left in the record"
 
 
 def _record(record: dict[str, Any], fields: bool) -> Iterator[str]:
@@ -114,28 +132,31 @@ def _matches(record: dict[str, Any], patterns: tuple[str, ...]) -> bool:
 
 
 def _read(source: Source) -> tuple[dict[str, Any], Problems]:
-    reader = Reader(description=source.description())
+    reader = Reader(description=source.description(), searched=source.size is not None)
     transcriber = Transcriber()
     problems = Problems()
-
-    def take(events: list[Event]) -> None:
+    for _, events in fed(source, reader, problems):
         transcriber.add(events)
-        problems.read(events)
-
-    for chunk in chunks(source):
-        take(reader.feed(chunk))
-        if reader.error is not None:
-            break
-    take(reader.finish())
-    problems.end(reader)
     result = transcriber.result(reader)
+    result["envelope"] = source.envelope.jsonable() if source.envelope else None
+    if (error := problems.error) is not None and error is not reader.error:
+        names = ("rule", "offset", "section")
+        result["error"] = {n: getattr(error, n) for n in names} | {"errno": error.errno_name}
     result["problems"] = problems.entries
     result["counts"] = problems.counts
     return result, problems
 
 
+def _print_xml(source: Source) -> NoReturn:
+    if source.envelope is None or (image := source.envelope.libvirt) is None:
+        raise CannotRun(f"{source.name}: no save image of libvirt, so no domain XML")
+    click.echo(image.domain_xml.encode("utf-8", "surrogateescape"), nl=False)
+    sys.exit(0)
+
+
 @click.command()
 @click.argument("file")
+@snapshot_option
 @click.option(
     "-s",
     "--section",
@@ -145,15 +166,26 @@ def _read(source: Source) -> tuple[dict[str, Any], Problems]:
     help="Only sections whose idstr matches the shell pattern, or with this section id; with fields.",
 )
 @click.option("-F", "--fields", is_flag=True, help="Show the fields of every device.")
+@click.option("--xml", is_flag=True, help="Print only the domain XML of a libvirt save image.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def inspect(file: str, sections: tuple[str, ...], fields: bool, as_json: bool) -> None:
+def inspect(
+    file: str,
+    snapshot: str | None,
+    sections: tuple[str, ...],
+    fields: bool,
+    xml: bool,
+    as_json: bool,
+) -> None:
     """Show what is in a stream.
 
-    FILE is a path, or - for standard input.  One line for each record, with its offset in bytes;
-    below it RAM blocks, pages by kind, and what is known of devices.  A broken stream shows all
-    that could be read, then what broke and where, and gives exit code 1.
+    FILE is a path, or - for standard input: a stream, compressed or not, a save image of libvirt,
+    or a disk image (qcow2) with a snapshot.  One line for each record, with its offset in the
+    stream in bytes; below it RAM blocks, pages by kind, and what is known of devices.  A broken
+    stream shows all that could be read, then what broke and where, and gives exit code 1.
     """
-    with opened(file) as source:
+    with opened(file, snapshot) as source:
+        if xml:
+            _print_xml(source)
         result, problems = _read(source)
     if sections:
         result["records"] = [r for r in result["records"] if _matches(r, sections)]
@@ -161,6 +193,8 @@ def inspect(file: str, sections: tuple[str, ...], fields: bool, as_json: bool) -
         click.echo(json.dumps(result))
     else:
         if not sections:
+            if source.envelope is not None:
+                click.echo(f"{shown(file)}: {shown(described(source.envelope))}")
             page = f", pages of {result['page_size']} bytes" if result["page_size"] else ""
             footers = {True: ", with footers", False: ", without footers", None: ""}
             click.echo(

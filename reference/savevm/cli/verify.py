@@ -5,7 +5,8 @@ import sys
 
 import click
 
-from savevm.cli.common import CannotRun, Problems, chunks, opened
+from savevm.cli.common import CannotRun, Problems, chunks, fed, opened, snapshot_option
+from savevm.errors import StreamError
 from savevm.rebuild import Rebuilder
 from savevm.source import Source
 from savevm.stream.events import Event
@@ -50,21 +51,14 @@ def _with_reference(source: Source, rebuild: bool) -> tuple[Problems, str | None
     comparison = _Comparison() if rebuild else None
     reader = Reader(
         description=source.description(),
+        searched=source.size is not None,
         sink=comparison.rebuilder.sink if comparison else None,
     )
 
-    def take(chunk: bytes, events: list[Event]) -> None:
-        problems.read(events)
+    for chunk, events in fed(source, reader, problems):
         if comparison:
             comparison.add(chunk, events, reader)
-
-    for chunk in chunks(source):
-        take(chunk, reader.feed(chunk))
-        if reader.error is not None:
-            break
-    take(b"", reader.finish())
-    problems.end(reader)
-    if reader.error is not None or comparison is None:
+    if problems.error is not None or comparison is None:
         return problems, None
     return problems, comparison.finish(reader)
 
@@ -76,9 +70,15 @@ def _with_grammar(source: Source, rebuild: bool) -> tuple[Problems, str | None]:
         raise CannotRun(
             f"the grammar needs the package {e.name!r}: pip install 'savevm[spec]'"
         ) from None
-    data = b"".join(chunks(source))
-    stream = parse(data)
     problems = Problems()
+    try:
+        data = b"".join(chunks(source))
+    except StreamError as e:
+        problems.add(e.rule, e.offset, e.section, e.detail)
+        return problems, None
+    finally:
+        problems.read(source.findings)
+    stream = parse(data)
     for finding in stream.findings:
         problems.add(*finding, rules()[finding.rule].sentence)
     if (error := stream.error) is not None:
@@ -93,6 +93,7 @@ def _with_grammar(source: Source, rebuild: bool) -> tuple[Problems, str | None]:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@snapshot_option
 @click.option(
     "--rebuild", is_flag=True, help="Also build the stream again from what was parsed, and compare."
 )
@@ -107,7 +108,12 @@ def _with_grammar(source: Source, rebuild: bool) -> tuple[Problems, str | None]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per file, one per line.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing about streams that break no rule.")
 def verify(
-    files: tuple[str, ...], rebuild: bool, implementation: str, as_json: bool, quiet: bool
+    files: tuple[str, ...],
+    snapshot: str | None,
+    rebuild: bool,
+    implementation: str,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Tell whether streams are whole and follow the rules.
 
@@ -118,7 +124,7 @@ def verify(
     code = 0
     for name in files:
         try:
-            with opened(name) as source:
+            with opened(name, snapshot) as source:
                 problems, difference = read(source, rebuild)
         except CannotRun as e:
             code = 2

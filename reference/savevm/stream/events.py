@@ -64,7 +64,10 @@ class Section(Event):
 
 @dataclass
 class RamBlocks(Event):
-    """A block list: idstr and used length of each RAM block, and the announced total."""
+    """A block list: idstr and used length of each RAM block, and the announced total.
+
+    Before version 4, the size of the one block that has no name in the stream.
+    """
 
     blocks: list[tuple[str, int]]
 
@@ -74,7 +77,8 @@ class PageRun(Event):
     """Page records of one kind at consecutive addresses of one block.
 
     ``fill`` is the byte of ZERO records or -1 for PAGE records, whose contents go to the reader's
-    sink.  ``named``: the first record names the block; the others, or all, say CONTINUE.
+    sink.  ``named``: the first record names the block; the others, or all, say CONTINUE.  Before
+    version 4, no record does either.
     """
 
     block: str
@@ -89,6 +93,17 @@ class RamWord(Event):
     """HOOK, MULTIFD_FLUSH or EOS."""
 
     word: int
+
+
+@dataclass
+class RamChunk(Event):
+    """A chunk of RAM version 2, as written; ``blocks`` blocks of 1 KiB became whole with it.
+
+    Their contents go to the reader's sink.
+    """
+
+    data: bytes
+    blocks: int
 
 
 @dataclass
@@ -116,10 +131,22 @@ class AttributesWord(Event):
 
 
 @dataclass
+class DiskWord(Event):
+    """A word of the section "block": sector << 9 | flags, and the device of a device block.
+
+    The contents of a device block, 1 MiB, go to the reader's sink.
+    """
+
+    word: int
+    device: str
+
+
+@dataclass
 class Device(Event):
     """A device's body.
 
-    ``kind``: "vmstate" (``state`` holds the decoded fields, ``layout`` the description they follow),
+    ``kind``: "vmstate" (``state`` holds the decoded fields, ``layout`` what describes them, in the
+    shape of an entry of a VMDESCRIPTION),
     "buffer" (size known, contents not), "opaque" (found by its footer) or "undelimited" (reaches to
     the end of the input).  ``raw`` holds the body of all but the first.
     """
@@ -129,6 +156,17 @@ class Device(Event):
     state: Any
     layout: Any
     raw: bytes
+
+
+@dataclass
+class RecordBody(Event):
+    """``length`` bytes of a version 1 or 2 record that nothing decodes begin.
+
+    They are its body or, behind a body that was decoded, the rest of the record, and go to the
+    reader's sink.
+    """
+
+    length: int
 
 
 @dataclass

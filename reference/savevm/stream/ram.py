@@ -1,4 +1,4 @@
-"""The body of "ram" sections, version 4: be64 words of address | flags, and what they announce."""
+"""RAM in sections, and bodies of version 4: be64 words of address | flags, and what they announce."""
 
 from typing import Final
 
@@ -7,6 +7,8 @@ from mypy_extensions import i64
 from savevm.errors import stream_error
 from savevm.sink import Sink
 from savevm.stream.events import Event, Finding, PageRun, RamBlocks, RamWord
+from savevm.stream.handlers import Handlers, LiveBody
+from savevm.stream.words import PageWords
 from savevm_spec.constants import (
     LIMIT_RAM_BLOCKS,
     RAM_COMPRESS_PAGE,
@@ -26,7 +28,7 @@ from savevm_spec.constants import (
     RAM_ZERO,
 )
 
-__all__ = ["RamBody"]
+__all__ = ["PageRuns", "RamBody"]
 
 # The most PAGE, and the most ZERO records of one run: they bound what a listener keeps until it
 # hears of the run, and what it makes of it then.
@@ -40,52 +42,24 @@ NO_FILL: Final = -1
 _PATIENCE: Final = 64
 
 
-class _ZeroGroup:
-    """The ZERO records, with CONTINUE, of an aligned group of pages.
+class PageRuns(LiveBody):
+    """What bodies of RAM have in common: page contents on their way to the sink, in runs.
 
-    Groups are of 16 MiB (64 KiB where pages are below 1 KiB), so that within one only the low
-    bytes of the words differ, and between two only the others.
+    ``blocks``: used length in bytes of each RAM block so far.
     """
 
-    def __init__(self, page_size: i64) -> None:
-        self.page_size = page_size
-        self._bytes: i64 = 1 << 24 if page_size >= 1024 else 1 << 16
-        self._columns: i64 = 5 if page_size >= 1024 else 6
-        self.count: i64 = self._bytes // page_size
-        self._records = bytearray()
-        for i in range(int(self.count)):
-            word = i * int(page_size) | RAM_ZERO | RAM_CONTINUE
-            self._records += word.to_bytes(8, "big") + b"\0"
-
-    def index(self, address: i64) -> i64:
-        """Which record of its group is that of the page at ``address``."""
-        return (address & (self._bytes - 1)) // self.page_size
-
-    def records(self, address: i64) -> memoryview:
-        """The records of the group of ``address``; 9 bytes each, valid until the next call."""
-        high = int(address).to_bytes(8, "big")
-        for column in range(int(self._columns)):
-            if self._records[column] != high[column]:
-                self._records[column::9] = high[column : column + 1] * int(self.count)
-        return memoryview(self._records)
-
-
-class RamBody:
-    """Reads bodies of RAM sections; keeps the block list and the current block between them."""
-
-    def __init__(self, events: list[Event], sink: Sink | None) -> None:
+    def __init__(
+        self,
+        events: list[Event],
+        sink: Sink | None,
+        handlers: Handlers | None,
+        blocks: dict[str, int],
+    ) -> None:
         self.events = events
         self.sink = sink
-        self.page_size: i64 = 0
-        self.need: i64 = 1
-        self.done = True
-        self.blocks: dict[str, int] = {}
-        self._announced: set[str] = set()
-        self._listing: list[tuple[str, int]] = []
-        self._listing_offset: i64 = 0
-        self._remaining: int = 0
+        self.handlers = handlers
+        self.blocks = blocks
         self._block = ""
-        self._used: i64 = -1
         self._page_left: i64 = 0
         self._page_address: i64 = 0
         self._run_offset: i64 = 0
@@ -93,7 +67,6 @@ class RamBody:
         self._run_address: i64 = 0
         self._run_count: i64 = 0
         self._run_named = False
-        self._zero_group: _ZeroGroup | None = None
 
     def start(self) -> None:
         """A new body begins."""
@@ -117,6 +90,75 @@ class RamBody:
                     self._run_named,
                 )
             )
+
+    def _listed(self, offset: i64, blocks: list[tuple[str, int]]) -> None:
+        """A block list is complete."""
+        event = RamBlocks(int(offset), blocks)
+        self.events.append(event)
+        if self.handlers is not None:
+            self.handlers.ram_blocks(event)
+
+    def _short(self, pos: i64, need: i64) -> i64:
+        """``need`` bytes from ``pos`` on are wanted and not all there."""
+        self.need = need
+        return pos
+
+    def _error(self, rule: str, offset: i64, detail: str) -> Exception:
+        return stream_error(rule, int(offset), RAM_IDSTR, detail)
+
+    def _infer_page_size(
+        self, data: bytes, pos: i64, content: i64, kind: i64, more: int, final: bool
+    ) -> i64:
+        """Page size from the distance of the first two page records; 0: nothing shows it.
+
+        The first, of ``kind``, begins at ``pos`` and what it announces at ``content``; the word of
+        the second also has the flags ``more``.  ``need`` then says how much must be there to try
+        again; 0: only the description tells.
+        """
+        size: i64 = len(data)
+        self.need = 0
+        if kind != RAM_ZERO and kind != RAM_PAGE:
+            return RAM_PAGE_SIZE_DEFAULT
+        reach: i64 = content + (1 if kind == RAM_ZERO else RAM_PAGE_SIZE_MAX) + 8
+        if size < reach and not final:
+            self.need = reach - pos
+            return 0
+        address = int.from_bytes(data[pos : pos + 8], "big") & ~0xFF
+        if kind == RAM_ZERO:
+            if content + 9 <= size:
+                word = int.from_bytes(data[content + 1 : content + 9], "big")
+                distance = (word & ~0xFF) - address
+                if (
+                    word & 0xFF in (RAM_ZERO | more, RAM_PAGE | more)
+                    and RAM_PAGE_SIZE_MIN <= distance <= RAM_PAGE_SIZE_MAX
+                    and distance & (distance - 1) == 0
+                ):
+                    return distance
+            return 0
+        for candidate in RAM_PAGE_SIZES:
+            at: i64 = content + i64(candidate)
+            if at + 8 <= size:
+                word = int.from_bytes(data[at : at + 8], "big")
+                if word in (
+                    address + candidate | RAM_ZERO | more,
+                    address + candidate | RAM_PAGE | more,
+                ):
+                    return i64(candidate)
+        return 0
+
+
+class RamBody(PageRuns):
+    """Reads bodies of RAM sections; keeps the block list and the current block between them."""
+
+    def __init__(self, events: list[Event], sink: Sink | None, handlers: Handlers | None) -> None:
+        super().__init__(events, sink, handlers, {})
+        self.page_size: i64 = 0
+        self._announced: set[str] = set()
+        self._listing: list[tuple[str, int]] = []
+        self._listing_offset: i64 = 0
+        self._remaining: int = 0
+        self._used: i64 = -1
+        self._zero_group: PageWords | None = None
 
     def read(self, data: bytes, start: i64, base: i64, final: bool) -> i64:
         """Read from ``data[start:]``, which lies at stream offset ``base + start``.
@@ -178,10 +220,10 @@ class RamBody:
                 self._remaining = int(word - RAM_MEM_SIZE)
                 pos += 8
                 if self._remaining == 0:
-                    self.events.append(RamBlocks(int(base + pos - 8), []))
+                    self._listed(base + pos - 8, [])
                 continue
             if page_size == 0:
-                page_size = self._infer_page_size(data, pos, final)
+                page_size = self._first_page_size(data, pos, final)
                 if page_size == 0:
                     return pos
                 self.page_size = page_size
@@ -277,7 +319,7 @@ class RamBody:
             if patience == 0:
                 group = self._zero_group
                 if group is None or group.page_size != page_size:
-                    group = _ZeroGroup(page_size)
+                    group = PageWords(page_size, RAM_ZERO | RAM_CONTINUE, b"\0")
                     self._zero_group = group
                 index: i64 = group.index(address)
                 count: i64 = min(
@@ -307,14 +349,6 @@ class RamBody:
                 break
             pos += 9
         return (pos - start) // 9
-
-    def _short(self, pos: i64, need: i64) -> i64:
-        """``need`` bytes from ``pos`` on are wanted and not all there."""
-        self.need = need
-        return pos
-
-    def _error(self, rule: str, offset: i64, detail: str) -> Exception:
-        return stream_error(rule, int(offset), RAM_IDSTR, detail)
 
     def _bad_flags(self, flags: i64, offset: i64) -> Exception:
         text = hex(int(flags))
@@ -367,49 +401,16 @@ class RamBody:
             self._listing.append((name, used))
             self._remaining -= used
             pos = end
-        self.events.append(RamBlocks(int(self._listing_offset), self._listing))
+        self._listed(self._listing_offset, self._listing)
         return pos
 
-    def _infer_page_size(self, data: bytes, pos: i64, final: bool) -> i64:
-        """Page size from the distance of the first two page records; 0: nothing shows it.
-
-        ``need`` then says how much must be there to try again; 0: only the description tells.
-        """
+    def _first_page_size(self, data: bytes, pos: i64, final: bool) -> i64:
         size: i64 = len(data)
         flags: i64 = data[pos + 7]
         content: i64 = pos + 8
-        self.need = 0
         if flags & RAM_CONTINUE == 0:
             if content >= size:
                 self.need = 0 if final else 9
                 return 0
             content += 1 + i64(data[content])
-        flags &= ~RAM_CONTINUE
-        if flags != RAM_ZERO and flags != RAM_PAGE:
-            return RAM_PAGE_SIZE_DEFAULT
-        reach: i64 = content + (1 if flags == RAM_ZERO else RAM_PAGE_SIZE_MAX) + 8
-        if size < reach and not final:
-            self.need = reach - pos
-            return 0
-        address = int.from_bytes(data[pos : pos + 8], "big") & ~0xFF
-        if flags == RAM_ZERO:
-            if content + 9 <= size:
-                word = int.from_bytes(data[content + 1 : content + 9], "big")
-                distance = (word & ~0xFF) - address
-                if (
-                    word & 0xFF in (RAM_ZERO | RAM_CONTINUE, RAM_PAGE | RAM_CONTINUE)
-                    and RAM_PAGE_SIZE_MIN <= distance <= RAM_PAGE_SIZE_MAX
-                    and distance & (distance - 1) == 0
-                ):
-                    return distance
-            return 0
-        for candidate in RAM_PAGE_SIZES:
-            at: i64 = content + i64(candidate)
-            if at + 8 <= size:
-                word = int.from_bytes(data[at : at + 8], "big")
-                if word in (
-                    address + candidate | RAM_ZERO | RAM_CONTINUE,
-                    address + candidate | RAM_PAGE | RAM_CONTINUE,
-                ):
-                    return i64(candidate)
-        return 0
+        return self._infer_page_size(data, pos, content, flags & ~RAM_CONTINUE, RAM_CONTINUE, final)

@@ -14,6 +14,7 @@ from savevm.stream.events import (
     Configuration,
     ConfigurationSubsection,
     Device,
+    DiskWord,
     Eof,
     Event,
     Finding,
@@ -21,12 +22,22 @@ from savevm.stream.events import (
     Header,
     HtabChunk,
     HtabHeader,
+    RecordBody,
     Section,
     VmDescription,
 )
-from savevm.stream.ram import RamBody
+from savevm.stream.handlers import Handlers, LiveBody
+from savevm.stream.ram import PageRuns, RamBody
+from savevm.stream.ram_unnamed import UnnamedRam
 from savevm.vmdesc import Description, DescriptionError, find_description
 from savevm_spec.constants import (
+    BLOCK_DEVICE,
+    BLOCK_EOS,
+    BLOCK_IDSTR,
+    BLOCK_PROGRESS,
+    BLOCK_SECTOR_BITS,
+    BLOCK_SIZE,
+    BLOCK_ZERO,
     CAPABILITIES,
     CAPABILITIES_THAT_CHANGE_RAM,
     CAPABILITY_NAMES,
@@ -45,6 +56,7 @@ from savevm_spec.constants import (
     LIMIT_CAPABILITIES,
     LIMIT_MACHINE_NAME,
     LIMIT_PACKAGED,
+    LIMIT_SCHEMA_BODY,
     LIMIT_STORAGE_ATTRIBUTES,
     LIMIT_UNDESCRIBED,
     LIMIT_VMDESC,
@@ -55,6 +67,8 @@ from savevm_spec.constants import (
     RAM_DISCARD_VERSION,
     RAM_IDSTR,
     RAM_PAGE_SIZE_DEFAULT,
+    RAM_VERSION,
+    RAM_VERSIONS,
     SECTION_END,
     SECTION_FOOTER,
     SECTION_FULL,
@@ -75,6 +89,7 @@ from savevm_spec.constants import (
     VERSION_3,
     VMDESCRIPTION,
 )
+from savevm_spec.devices import schemas
 
 __all__ = ["Reader"]
 
@@ -108,7 +123,12 @@ class Reader:
 
     ``description``: that of this very stream, when the caller could look at its end beforehand;
     without it, device bodies are kept (at most ``undescribed_limit`` bytes) until the description
-    arrives.  ``sink`` receives page contents and the bodies of version 1 and 2.
+    arrives.  ``searched``: there is no other description than the one given, so that nothing waits
+    for it.  ``sink`` receives the contents that are too much for events.
+
+    ``handlers`` are asked how to read each section; with them nothing waits for a description, nor
+    for more bytes than the body at hand must have.  ``page_size``: target page size in bytes, if it
+    is known beforehand; a configuration must not state another.
 
     ``version``, ``footers``, ``page_size``, ``blocks`` and ``trailing`` (where data behind the end
     of the stream begins) say what was found so far.
@@ -123,6 +143,9 @@ class Reader:
         description: Description | None = None,
         sink: Sink | None = None,
         undescribed_limit: int = LIMIT_UNDESCRIBED,
+        handlers: Handlers | None = None,
+        page_size: int = 0,
+        searched: bool = False,
     ) -> None:
         self.error: StreamError | None = None
         self.version = 0
@@ -132,11 +155,17 @@ class Reader:
         self.trailing: int | None = None
         self.ram_version: int | None = None
         self._description = description
-        self._searched = description is not None
+        self._searched = searched or description is not None or handlers is not None
+        self._handlers = handlers
         self._sink = sink
         self._undescribed_limit = undescribed_limit
         self._events: list[Event] = []
-        self._ram = RamBody(self._events, sink)
+        self._ram = RamBody(self._events, sink, handlers)
+        self._ram.page_size = page_size
+        self._given_page_size = page_size
+        self._unnamed = UnnamedRam(self._events, sink, self._ram)
+        self._pages: PageRuns = self._ram
+        self._live = LiveBody()
         self._data = b""
         self._pos: int = 0
         self._base: int = 0
@@ -148,13 +177,18 @@ class Reader:
         self._section: Section | None = None
         self._ids: dict[int, Section] = {}
         self._entries: dict[int, dict[str, Any] | None] = {}
+        self._entry: dict[str, Any] | None = None
         self._occurrences: dict[tuple[str, int], int] = {}
         self._configuration: Configuration | None = None
         self._page_bits = 0
         self._fields: int = 0
         self._end: int = -1
-        self._record: int = 0
+        self._record_end: int = 0
         self._left: int = 0
+        self._word: int = 0
+        self._word_at: int = 0
+        self._device = ""
+        self._deferred: StreamError | None = None
         self._step: Callable[[], bool] = self._read_header
 
     @property
@@ -228,6 +262,7 @@ class Reader:
             self._need = max(more.count, 1)
         except StreamError as error:
             self._ram.flush()
+            self._unnamed.flush()
             # The frames would keep the input alive, and this reader in a cycle with it.
             error.__traceback__ = error.__context__ = None
             self.error = error
@@ -319,6 +354,8 @@ class Reader:
             self._pos += size
         else:
             self._events.append(self._configuration)
+            if self._handlers is not None:
+                self._handlers.configuration(self._configuration)
             self._step = self._read_type
         return True
 
@@ -352,7 +389,10 @@ class Reader:
         self._have(at + 4, rule)
         number = self._int(at, 4)
         if name == TARGET_PAGE_BITS:
-            if not TARGET_PAGE_BITS_MIN <= number <= TARGET_PAGE_BITS_MAX:
+            given = self._given_page_size
+            if not TARGET_PAGE_BITS_MIN <= number <= TARGET_PAGE_BITS_MAX or (
+                given and given != 1 << number
+            ):
                 raise self._error(
                     "configuration.target-page-bits", self._at(at), f"{number} target page bits"
                 )
@@ -545,15 +585,30 @@ class Reader:
         self._events.append(section)
         self._section = section
         self._pos += size
-        if not _is_live(section):
+        handler = None if self._handlers is None else self._handlers.begin(section)
+        if isinstance(handler, LiveBody):
+            self._live = handler
+            self._step = self._read_live
+        elif handler is not None:
+            self._entry = handler
+            self._step = self._read_device
+        elif not _is_live(section):
+            self._entry = self._entries.get(section.section_id)
             self._step = self._read_device
         elif section.idstr == RAM_IDSTR:
-            self._ram.start()
             if not self._ram.page_size:
                 self._ram.page_size = self._stated_page_size() or 0
+            if section.version_id == RAM_VERSION:
+                self._ram.start()
+                self._pages = self._ram
+            else:
+                self._unnamed.begin(section.version_id)
+                self._pages = self._unnamed
             self._step = self._read_ram
         elif section.idstr == HTAB_IDSTR:
             self._step = self._read_htab
+        elif section.idstr == BLOCK_IDSTR:
+            self._step = self._read_disk_word
         else:
             self._step = self._read_attributes
 
@@ -565,17 +620,27 @@ class Reader:
     # Bodies
 
     def _read_ram(self) -> bool:
-        ram = self._ram
+        ram = self._pages
         self._pos = int(ram.read(self._data, self._pos, self._base, self._final))
         if ram.done:
             self._end_body()
             return True
         if not ram.need:
-            self._wait(0)
-            self._search()
-            ram.page_size = self._stated_page_size() or RAM_PAGE_SIZE_DEFAULT
+            if not self._searched:
+                self._wait(0)
+                self._search()
+            self._ram.page_size = self._stated_page_size() or RAM_PAGE_SIZE_DEFAULT
             return True
         self._have(max(int(ram.need), len(self._data) - self._pos + 1), "ram.truncated")
+        return True
+
+    def _read_live(self) -> bool:
+        live = self._live
+        self._pos = int(live.read(self._data, self._pos, self._base, self._final))
+        if live.done:
+            self._end_body()
+        else:
+            self._have(max(int(live.need), len(self._data) - self._pos + 1), "section.truncated")
         return True
 
     def _read_htab(self) -> bool:
@@ -625,37 +690,159 @@ class Reader:
             self._end_body()
         return True
 
+    def _read_disk_word(self) -> bool:
+        rule = "block.truncated"
+        self._have(8, rule)
+        word = self._int(0, 8)
+        flags = word & ((1 << BLOCK_SECTOR_BITS) - 1)
+        device = ""
+        size = 8
+        if flags in (BLOCK_DEVICE, BLOCK_DEVICE | BLOCK_ZERO):
+            device = self._counted(8, rule)
+            size += 1 + len(device)
+        elif flags not in (BLOCK_EOS, BLOCK_PROGRESS):
+            raise self._error("block.flags", self._at(0), f"flags {flags:#x}")
+        if flags == BLOCK_DEVICE:
+            self._word = word
+            self._device = device
+            self._left = BLOCK_SIZE
+            self._word_at = self._at(0)
+            self._step = self._read_disk_block
+        else:
+            if flags == BLOCK_DEVICE | BLOCK_ZERO and self._sink is not None:
+                self._sink.disk_zero(device, word >> BLOCK_SECTOR_BITS)
+            self._events.append(DiskWord(self._at(0), word, device))
+        self._pos += size
+        if flags == BLOCK_EOS:
+            self._end_body()
+        return True
+
+    def _read_disk_block(self) -> bool:
+        piece = min(self._left, len(self._data) - self._pos)
+        if self._sink is not None and piece:
+            sector = self._word >> BLOCK_SECTOR_BITS
+            at = BLOCK_SIZE - self._left
+            end = self._pos + piece
+            self._sink.disk_data(self._device, sector, at, self._data, self._pos, end)
+        self._pos += piece
+        self._left -= piece
+        if self._left:
+            self._have(1, "block.truncated")
+        self._events.append(DiskWord(self._word_at, self._word, self._device))
+        self._step = self._read_disk_word
+        return True
+
     def _read_device(self) -> bool:
-        assert self._section is not None
-        entry = self._entries.get(self._section.section_id)
+        entry = self._entry
         if entry is None:
             return self._read_undescribed()
         try:
-            kind, state, end, self._fields = vmstate.decode(
-                entry, self._data, self._pos, self._base, self._section.idstr, self._fields
-            )
-        except vmstate.EndOfData:
-            have = len(self._data) - self._pos
-            if have > self._undescribed_limit and not self._final:
-                raise self._limited(self._at(0)) from None
-            self._have(2 * have + 1, "vmstate.truncated")
+            self._take_device(entry, self._within_limit(), self._final)
+        except vmstate.EndOfData as e:
+            self._wait_within(e.need - self._pos, "vmstate.truncated")
             raise
+        self._end_body()
+        return True
+
+    def _take_device(self, entry: dict[str, Any], end: int, complete: bool) -> None:
+        """A body that follows a layout and lies in the data before ``end``."""
+        assert self._section is not None
+        data, pos, base, idstr = self._data, self._pos, self._base, self._section.idstr
+        kind, layout = "vmstate", entry
+        if "name" in entry:
+            kind, state, end, self._fields = vmstate.decode(
+                entry, data, pos, end, base, idstr, self._fields
+            )
+        else:
+            state, layout, end, self._fields = vmstate.decode_schema(
+                entry, data, pos, end, base, idstr, self._fields, complete
+            )
+        if kind == "vmstate":
+            self._events.append(Device(self._at(0), kind, end - pos, state, layout, b""))
+        else:
+            self._events.append(Device(self._at(0), kind, end - pos, None, None, data[pos:end]))
+        self._pos = end
+
+    def _read_by_schema(self, known: tuple[dict[str, Any], ...]) -> bool:
+        assert self._section is not None
+        self.footers = False
+        chosen: tuple[Any, dict[str, Any], int, int] | None = None
+        error: StreamError | None = None
+        for schema in known:
+            try:
+                decoded = self._decode_by(schema)
+            except StreamError as e:
+                error = error or e
+                continue
+            if len(known) == 1 or self._record_begins(decoded[2] - self._pos):
+                chosen = decoded
+                break
+            chosen = chosen or decoded
+        if chosen is None:
+            assert error is not None
+            raise error
+        state, layout, end, self._fields = chosen
         size = end - self._pos
-        raw = self._bytes(0, size) if kind == "buffer" else b""
-        layout = entry if kind == "vmstate" else None
-        self._events.append(Device(self._at(0), kind, size, state, layout, raw))
+        self._events.append(Device(self._at(0), "vmstate", size, state, layout, b""))
         self._pos = end
         self._end_body()
         return True
 
+    def _decode_by(self, schema: dict[str, Any]) -> tuple[Any, dict[str, Any], int, int]:
+        assert self._section is not None
+        try:
+            return vmstate.decode_schema(
+                schema,
+                self._data,
+                self._pos,
+                self._within_limit(),
+                self._base,
+                self._section.idstr,
+                self._fields,
+                self._final,
+            )
+        except vmstate.EndOfData as e:
+            self._wait_within(e.need - self._pos, "vmstate.truncated")
+            raise
+
+    def _record_begins(self, at: int) -> bool:
+        """Whether what begins ``at`` bytes from the position looks like a record."""
+        if not self._there(at + 1):
+            return False
+        kind = self._int(at, 1)
+        if kind == EOF:
+            return not self._there(at + 2)
+        if kind in (SECTION_PART, SECTION_END):
+            return self._there(at + 5) and self._int(at + 1, 4) in self._ids
+        if kind not in (SECTION_START, SECTION_FULL) or not self._there(at + 6):
+            return False
+        length = self._int(at + 5, 1)
+        if not length or not self._there(at + 6 + length):
+            return False
+        return all(0x20 <= byte <= 0x7E for byte in self._bytes(at + 6, length))
+
+    def _there(self, count: int) -> bool:
+        """Whether the input has ``count`` bytes from the position on."""
+        if len(self._data) - self._pos >= count:
+            return True
+        if self._final:
+            return False
+        raise _NeedMore(count)
+
     def _read_undescribed(self) -> bool:
         assert self._section is not None
-        self._wait(0)
+        size = -1
+        if not self.footers and (self.footers is not None or not self.configured):
+            known = schemas(self._section.idstr, self._section.version_id)
+            if known:
+                return self._read_by_schema(known)
+        else:
+            size = self._distance_to_footer(self._section.section_id)
+        if size < 0 and not self._final:
+            have = len(self._data) - self._pos
+            self._wait_within(have + 1, "section.truncated")
         start = self._at(0)
         self._find("section.body.undescribed", start, "nothing describes the body")
-        size = -1
-        if self.footers or (self.footers is None and self.configured):
-            size = self._distance_to_footer(self._section.section_id)
         if size < 0:
             if self.footers:
                 end = self._base + len(self._data)
@@ -680,13 +867,17 @@ class Reader:
         return True
 
     def _distance_to_footer(self, section_id: int) -> int:
+        """Bytes from the position to what looks like the section's footer, -1 if nothing does."""
         mark = struct.pack(">BI", SECTION_FOOTER, section_id)
-        found = self._data.find(mark, self._pos)
+        end = self._within_limit()
+        found = self._data.find(mark, self._pos, end)
         while found >= 0:
             after = found + 5
-            if after == len(self._data) or self._data[after] in _AFTER_FOOTER:
+            if after == end:
+                return found - self._pos if self._final else -1
+            if self._data[after] in _AFTER_FOOTER:
                 return found - self._pos
-            found = self._data.find(mark, found + 1)
+            found = self._data.find(mark, found + 1, end)
         return -1
 
     def _end_body(self) -> None:
@@ -720,7 +911,20 @@ class Reader:
         self._step = self._read_type
         return True
 
-    # Waiting for the description
+    # Waiting for the description, or for the end of a body
+
+    def _wait_within(self, need: int, rule: str) -> None:
+        """A body needs ``need`` bytes, more than there are."""
+        have = len(self._data) - self._pos
+        if have > self._undescribed_limit:
+            raise self._limited(self._at(0))
+        # Reading the body begins anew each time: where nobody waits for it, that is done seldom.
+        want = need if self._handlers is not None else max(need, 2 * have)
+        self._have(min(want, self._undescribed_limit + 1), rule)
+
+    def _within_limit(self) -> int:
+        """Where a body that is being waited for must have ended, or the data ends."""
+        return min(len(self._data), self._pos + self._undescribed_limit + 1)
 
     def _wait(self, at: int) -> None:
         """Go on only when the input is complete: what tells where bodies end is its last part."""
@@ -825,24 +1029,164 @@ class Reader:
             raise self._error("record.length", self._at(at + 8), f"a body of {size} bytes")
         if 0 <= self._end < self._at(at + 12 + size):
             self._within(at + 12 + size)
-        self._events.append(
-            Section(here, 0, 0, idstr, self._int(at, 4), self._int(at + 4, 4), size)
-        )
-        if self._sink is not None:
-            self._sink.record(idstr, self._int(at, 4), size)
+        section = Section(here, 0, 0, idstr, self._int(at, 4), self._int(at + 4, 4), size)
+        self._events.append(section)
+        self._section = section
         self._pos += at + 12
-        self._left = size
-        self._step = self._read_legacy_body
+        self._record_end = self._at(size)
+        self._begin_record(section)
         return True
 
-    def _read_legacy_body(self) -> bool:
-        piece = min(self._left, len(self._data) - self._pos)
-        if self._sink is not None and piece:
-            self._sink.body_data(self._data, self._pos, self._pos + piece)
-        self._pos += piece
-        self._left -= piece
-        if self._left:
+    def _begin_record(self, section: Section) -> None:
+        handler = None if self._handlers is None else self._handlers.begin(section)
+        if isinstance(handler, LiveBody):
+            self._live = handler
+            self._step = self._read_live_record
+        elif handler is not None:
+            self._entry = handler
+            self._step = self._read_described_record
+        elif section.idstr == RAM_IDSTR and section.version_id in (1, 2):
+            self._unnamed.begin(section.version_id)
+            self._step = self._read_ram_record
+        elif section.body_length <= LIMIT_SCHEMA_BODY and schemas(
+            section.idstr, section.version_id
+        ):
+            self._step = self._read_device_record
+        else:
+            self._begin_record_body()
+
+    def _in_record(self) -> tuple[int, bool]:
+        """Where in the data the record ends, and whether it does; else where the data ends."""
+        end = self._record_end - self._base
+        return (end, True) if end <= len(self._data) else (len(self._data), False)
+
+    def _have_in_record(self, need: int) -> None:
+        """``need`` bytes are wanted, which are not all there; nothing behind the record is."""
+        self._have(min(need, self._record_end - self._at(0)), "record.truncated")
+
+    def _outside(self) -> StreamError:
+        return self._error(
+            "record.body.outside", self._record_end, "the body goes on behind its record"
+        )
+
+    def _defer(self, error: StreamError) -> bool:
+        """A body is wrong; that the input ends within its record would be said first."""
+        if self._in_record()[1]:
+            raise error
+        error.__traceback__ = error.__context__ = None
+        self._deferred = error
+        self._step = self._skip_record
+        return True
+
+    def _skip_record(self) -> bool:
+        assert self._deferred is not None
+        end, whole = self._in_record()
+        self._pos = end
+        if whole:
+            raise self._deferred
+        self._have(1, "record.truncated")
+        return True
+
+    def _read_ram_record(self) -> bool:
+        ram = self._unnamed
+        end, whole = self._in_record()
+        try:
+            self._pos = int(ram.read_within(self._data, self._pos, end, self._base, whole))
+        except StreamError as e:
+            return self._defer(e)
+        return self._continue_record(ram, whole)
+
+    def _read_live_record(self) -> bool:
+        live = self._live
+        end, whole = self._in_record()
+        try:
+            if whole:
+                data = self._data[self._pos : end]
+                self._pos += int(live.read(data, 0, self._base + self._pos, True))
+            else:
+                self._pos = int(live.read(self._data, self._pos, self._base, False))
+        except StreamError as e:
+            return self._defer(e)
+        return self._continue_record(live, whole)
+
+    def _continue_record(self, live: LiveBody, whole: bool) -> bool:
+        if live.done:
+            return self._end_record()
+        if whole:
+            raise self._outside()
+        self._have_in_record(max(int(live.need), len(self._data) - self._pos + 1))
+        return True
+
+    def _read_described_record(self) -> bool:
+        assert self._entry is not None
+        end, whole = self._in_record()
+        try:
+            self._take_device(self._entry, end, whole)
+        except vmstate.EndOfData as e:
+            if whole:
+                raise self._outside() from None
+            self._have_in_record(e.need - self._pos)
+            raise
+        except StreamError as e:
+            return self._defer(e)
+        return self._end_record()
+
+    def _read_device_record(self) -> bool:
+        assert self._section is not None
+        section = self._section
+        size = section.body_length
+        self._have(size, "record.truncated")
+        end = self._pos + size
+        for schema in schemas(section.idstr, section.version_id):
+            try:
+                state, layout, stop, fields = vmstate.decode_schema(
+                    schema,
+                    self._data,
+                    self._pos,
+                    end,
+                    self._base,
+                    section.idstr,
+                    self._fields,
+                    True,
+                )
+            except (StreamError, vmstate.EndOfData):
+                continue
+            if stop == end:
+                self._fields = fields
+                self._events.append(Device(self._at(0), "vmstate", size, state, layout, b""))
+                self._pos = end
+                return self._end_record()
+        self._begin_record_body()
+        return True
+
+    def _end_record(self) -> bool:
+        """A body has been read; what it left of the record is kept, but means nothing."""
+        if self._at(0) < self._record_end:
+            self._begin_record_body()
+        else:
+            self._events.append(BodyEnd(self._at(0)))
+            self._step = self._read_legacy
+        return True
+
+    def _begin_record_body(self) -> None:
+        assert self._section is not None
+        self._left = self._record_end - self._at(0)
+        self._events.append(RecordBody(self._at(0), self._left))
+        if self._sink is not None:
+            self._sink.record(self._section.idstr, self._section.instance_id, self._left)
+        self._step = self._read_record_body
+
+    def _read_record_body(self) -> bool:
+        assert self._section is not None
+        end, whole = self._in_record()
+        if self._sink is not None and end > self._pos:
+            self._sink.body_data(self._data, self._pos, end)
+        self._pos = end
+        if not whole:
             self._have(1, "record.truncated")
+        if self._left < self._section.body_length:
+            rest = self._record_end - self._left
+            self._find("record.body.rest", rest, f"{self._left} bytes behind the body")
         self._events.append(BodyEnd(self._at(0)))
         self._step = self._read_legacy
         return True
@@ -854,4 +1198,6 @@ def _ended() -> bool:
 
 def _is_live(section: Section) -> bool:
     """Whether the body frames itself in the version at hand."""
+    if section.idstr == RAM_IDSTR:
+        return section.version_id in RAM_VERSIONS
     return LIVE_VERSIONS.get(section.idstr) == section.version_id

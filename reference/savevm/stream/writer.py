@@ -9,6 +9,7 @@ from savevm.stream.events import (
     Command,
     Configuration,
     Device,
+    DiskWord,
     Eof,
     Event,
     Finding,
@@ -18,11 +19,14 @@ from savevm.stream.events import (
     HtabHeader,
     PageRun,
     RamBlocks,
+    RamChunk,
     RamWord,
+    RecordBody,
     Section,
     VmDescription,
 )
 from savevm_spec.constants import (
+    BLOCK_DEVICE,
     CAPABILITIES,
     CMD_PACKAGED,
     COMMAND,
@@ -30,8 +34,13 @@ from savevm_spec.constants import (
     EOF,
     MAGIC,
     RAM_CONTINUE,
+    RAM_IDSTR,
     RAM_MEM_SIZE,
     RAM_PAGE,
+    RAM_TAG_FILL,
+    RAM_TAG_NORMAL,
+    RAM_V1_PAGE_SIZE,
+    RAM_VERSION,
     RAM_ZERO,
     SECTION_FOOTER,
     SECTION_FULL,
@@ -57,14 +66,21 @@ class Writer:
     def __init__(self) -> None:
         self._page_size: int = 0
         self._legacy: bool = False
+        self._ram_version: int = RAM_VERSION
 
     def set_page_size(self, page_size: int) -> None:
         """Target page size, in bytes; needed before the first ``PageRun``."""
         self._page_size = page_size
 
+    @property
+    def page_size(self) -> int:
+        """Bytes in a page of the last ``Section``, if that is of RAM."""
+        return RAM_V1_PAGE_SIZE if self._ram_version == 1 else self._page_size
+
     def write(self, event: Event, contents: bytes = b"") -> bytes:
         """Bytes of one event.  ``contents``: the pages of a ``PageRun`` of PAGE records in order,
-        or the body of a version 1 or 2 record (with its ``BodyEnd``)."""
+        a device block (with its ``DiskWord``), or what a ``RecordBody`` announced (with its
+        ``BodyEnd``)."""
         if isinstance(event, PageRun):
             return self._page_run(event, contents)
         if isinstance(event, Section):
@@ -75,12 +91,21 @@ class Writer:
             return event.raw
         if isinstance(event, BodyEnd):
             return contents
+        if isinstance(event, RamChunk):
+            return event.data
+        if isinstance(event, DiskWord):
+            head = event.word.to_bytes(8, "big")
+            return head + _counted(event.device) + contents if event.word & BLOCK_DEVICE else head
         if isinstance(event, Footer):
             return struct.pack(">BI", SECTION_FOOTER, event.section_id)
         if isinstance(event, RamWord):
             return event.word.to_bytes(8, "big")
         if isinstance(event, RamBlocks):
             total = sum([used for _, used in event.blocks])
+            if self._ram_version < 3:
+                return total.to_bytes(4, "big")
+            if self._ram_version == 3:
+                return (total | RAM_MEM_SIZE).to_bytes(8, "big")
             out = [(total | RAM_MEM_SIZE).to_bytes(8, "big")]
             for name, used in event.blocks:
                 out.append(_counted(name) + used.to_bytes(8, "big"))
@@ -109,10 +134,12 @@ class Writer:
             return bytes((EOF,))
         if isinstance(event, VmDescription):
             return struct.pack(">BI", VMDESCRIPTION, len(event.text)) + event.text
-        assert isinstance(event, Finding)
+        assert isinstance(event, (Finding, RecordBody))
         return b""
 
     def _section(self, event: Section) -> bytes:
+        if event.idstr == RAM_IDSTR:
+            self._ram_version = event.version_id
         identity = _counted(event.idstr) + struct.pack(">II", event.instance_id, event.version_id)
         if self._legacy:
             return identity + event.body_length.to_bytes(4, "big")
@@ -134,8 +161,15 @@ class Writer:
         return b"".join(out)
 
     def _page_run(self, run: PageRun, contents: bytes) -> bytes:
-        size = self._page_size
-        word = run.address | (RAM_PAGE if run.fill < 0 else RAM_ZERO) | RAM_CONTINUE
+        size = self.page_size
+        if self._ram_version == 1:
+            if run.fill >= 0:
+                return bytes((RAM_TAG_FILL, run.fill)) * run.count
+            pages = [contents[i * size : (i + 1) * size] for i in range(run.count)]
+            return b"".join([bytes((RAM_TAG_NORMAL,)) + page for page in pages])
+        word = run.address | (RAM_PAGE if run.fill < 0 else RAM_ZERO)
+        if self._ram_version == RAM_VERSION:
+            word |= RAM_CONTINUE
         out: list[bytes] = []
         for i in range(run.count):
             if i == 0 and run.named:

@@ -17,7 +17,7 @@ def _admit(block: Any) -> None:
     """Add the block to the memory and take its length from what remains of the total."""
     state = reading(block)
     blocks = state.ram.blocks
-    if block.idstr not in blocks and len(blocks) == LIMIT_RAM_BLOCKS:
+    if block.idstr not in blocks and len(blocks) >= LIMIT_RAM_BLOCKS:
         raise GrammarError("limit.ram-blocks", block.offset)
     if block.used_length > block._.remaining:
         raise GrammarError("ram.blocks.total", block.length_offset)

@@ -1,8 +1,9 @@
 """Page records: a be64 word address | flags, the block name unless CONTINUE, and the content.
 
-The content is a fill byte behind ZERO and a whole target page behind PAGE.  Streams have so many
-of these that they are read by one loop and kept as tuples, and empty pages as one for many.
-Origin: ram_load_precopy.
+The content is a fill byte behind ZERO and a whole target page behind PAGE.  In version 3 all RAM is
+one block without a name: there is no CONTINUE, and no name.  Streams have so many of these that
+they are read by one loop and kept as tuples, and empty pages as one for many.
+Origin: ram_load_precopy; ram_load of 0.10 for version 3.
 """
 
 import struct
@@ -16,16 +17,18 @@ from ..constants import (
     RAM_COMPRESS_PAGE,
     RAM_CONTINUE,
     RAM_FLAGS_KNOWN,
+    RAM_FULL,
     RAM_PAGE,
     RAM_PAGE_SIZE_DEFAULT,
     RAM_PAGE_SIZE_MAX,
     RAM_PAGE_SIZE_MIN,
     RAM_PAGE_SIZES,
+    RAM_UNNAMED_BLOCK,
     RAM_XBZRLE,
     RAM_ZERO,
 )
 from ..errors import GrammarError
-from ..reading import Ram, reading
+from ..reading import filled, reading
 
 
 class Page(NamedTuple):
@@ -51,20 +54,21 @@ def _be64(data: bytes, offset: int) -> int | None:
     return int.from_bytes(word) if len(word) == 8 else None
 
 
-def infer_page_size(data: bytes, offset: int) -> int:
+def infer_page_size(data: bytes, offset: int, named: bool) -> int:
     """Target page size in bytes that the page record at ``offset`` and the next word show.
 
     Only the next page of the same block tells: its address is one page further.
     """
+    same_block = RAM_CONTINUE if named else 0
     word = int.from_bytes(data[offset : offset + 8])
     flags, address = word & 0xFF, word & ~0xFF
     content = offset + 8
-    if not flags & RAM_CONTINUE:
+    if named and not flags & RAM_CONTINUE:
         if content >= len(data):
             return RAM_PAGE_SIZE_DEFAULT
         content += 1 + data[content]
-    followers = (RAM_ZERO | RAM_CONTINUE, RAM_PAGE | RAM_CONTINUE)
-    kind = flags & ~RAM_CONTINUE
+    followers = (RAM_ZERO | same_block, RAM_PAGE | same_block)
+    kind = flags & ~same_block
     if kind == RAM_ZERO:
         after = _be64(data, content + 1)
         if after is not None and after & 0xFF in followers:
@@ -78,25 +82,21 @@ def infer_page_size(data: bytes, offset: int) -> int:
     return RAM_PAGE_SIZE_DEFAULT
 
 
-def _refuse(flags: int, offset: int) -> GrammarError:
-    if flags & ~RAM_FLAGS_KNOWN:
-        return GrammarError("ram.page.misaligned", offset)
-    if flags & ~RAM_CONTINUE in (RAM_XBZRLE, RAM_COMPRESS_PAGE):
-        return GrammarError("ram.flags.unsupported", offset)
-    return GrammarError("ram.flags.combination", offset)
-
-
-def _place(ram: Ram, page: Page, page_size: int) -> None:
-    contents = ram.contents.setdefault(page.block, {})
-    content = page.content
-    if content == 0 or (isinstance(content, bytes) and content.count(0) == page_size):
-        contents.pop(page.address, None)
-    else:
-        contents[page.address] = content
-
-
 class PageRecord(Node):
     """A page record, as ``Page``; it is placed in the memory of the reading."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.named = named
+        self.modifiers = RAM_CONTINUE if named else 0
+        self.unsupported = (RAM_XBZRLE, RAM_COMPRESS_PAGE) if named else (RAM_FULL,)
+
+    def _refuse(self, flags: int, offset: int) -> GrammarError:
+        if flags & ~RAM_FLAGS_KNOWN:
+            return GrammarError("ram.page.misaligned", offset)
+        if flags & ~self.modifiers in self.unsupported:
+            return GrammarError("ram.flags.unsupported", offset)
+        return GrammarError("ram.flags.combination", offset)
 
     def _parse(self, stream: BinaryIO, context: Any, path: str) -> Page:
         state = reading(context)
@@ -104,33 +104,38 @@ class PageRecord(Node):
         offset = stream.tell()
         word = Int64ub._parse(stream, context, path)
         if ram.page_size is None:
-            ram.page_size = infer_page_size(stream.getvalue(), offset)  # type: ignore[attr-defined]
+            data: bytes = stream.getvalue()  # type: ignore[attr-defined]
+            ram.page_size = infer_page_size(data, offset, self.named)
         flags = word & (ram.page_size - 1)
         address = word - flags
-        kind = flags & ~RAM_CONTINUE
+        kind = flags & ~self.modifiers
         if kind not in (RAM_PAGE, RAM_ZERO):
-            raise _refuse(flags, offset)
-        if not flags & RAM_CONTINUE:
-            name = Counted._parse(stream, context, path)
-            if name not in ram.blocks:
-                raise GrammarError("ram.page.unknown-block", offset + 8)
-            ram.current = name
-        elif ram.current is None:
-            raise GrammarError("ram.page.continue-needs-block", offset)
-        if address >= ram.blocks[ram.current]:
+            raise self._refuse(flags, offset)
+        block = RAM_UNNAMED_BLOCK
+        if self.named:
+            if not flags & RAM_CONTINUE:
+                name = Counted._parse(stream, context, path)
+                if name not in ram.blocks:
+                    raise GrammarError("ram.page.unknown-block", offset + 8)
+                ram.current = name
+            elif ram.current is None:
+                raise GrammarError("ram.page.continue-needs-block", offset)
+            block = ram.current
+        if address >= ram.blocks.get(block, 0):
             raise GrammarError("ram.page.outside-block", offset)
-        content: bytes | int
         if kind == RAM_PAGE:
             content = stream_read(stream, ram.page_size, path)
-        elif content := Int8ub._parse(stream, context, path):
+            ram.place(block, address, content)
+            return Page(address, flags, block, content)
+        fill = Int8ub._parse(stream, context, path)
+        if fill and self.named:
             state.report("ram.zero.fill", stream.tell() - 1)
-        page = Page(address, flags, ram.current, content)
-        _place(ram, page, ram.page_size)
-        return page
+        ram.place(block, address, filled(fill, ram.page_size))
+        return Page(address, flags, block, fill)
 
     def _build(self, obj: Page, stream: BinaryIO, context: Any, path: str) -> Page:
         Int64ub._build(obj.address | obj.flags, stream, context, path)
-        if not obj.flags & RAM_CONTINUE:
+        if self.named and not obj.flags & RAM_CONTINUE:
             Counted._build(obj.block, stream, context, path)
         if isinstance(obj.content, int):
             Int8ub._build(obj.content, stream, context, path)

@@ -1,0 +1,873 @@
+"""Saving and loading a machine: what is saved, and the steps of it (svn r5434, and as since then).
+
+A ``Registry`` holds what is savable.  ``Saver`` writes it in steps that return at once, ``begin``,
+``iterate`` and ``complete``, so that a machine runs meanwhile; ``save`` and ``save_async`` take the
+steps.  ``Loader`` is fed the bytes of a stream; ``load`` feeds it from a channel.
+"""
+
+import asyncio
+import json
+import struct
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from savevm import vmstate
+from savevm.channel import Channel, ChannelError
+from savevm.errors import StreamError, stream_error
+from savevm.ram import RamBlock, RamLoader, RamSaver, save_version_2
+from savevm.sink import Sink
+from savevm.stream.events import (
+    BodyEnd,
+    Configuration,
+    ConfigurationSubsection,
+    Eof,
+    Event,
+    Footer,
+    Header,
+    RamBlocks,
+    Section,
+    VmDescription,
+)
+from savevm.stream.events import Device as DeviceEvent
+from savevm.stream.handlers import Handlers, LiveBody
+from savevm.stream.reader import Reader
+from savevm.stream.writer import Writer
+from savevm_spec.constants import (
+    RAM_IDSTR,
+    RAM_PAGE_SIZE_DEFAULT,
+    RAM_UNNAMED_BLOCK,
+    RAM_VERSION,
+    SECTION_END,
+    SECTION_FULL,
+    SECTION_PART,
+    SECTION_START,
+    VERSION_2,
+    VERSION_3,
+)
+from savevm_spec.dialects import DIALECTS
+
+__all__ = [
+    "CannotExpressError",
+    "Device",
+    "Format",
+    "Live",
+    "LoadError",
+    "Loader",
+    "Machine",
+    "Progress",
+    "Ram",
+    "Registry",
+    "Saver",
+    "load",
+    "save",
+    "save_async",
+]
+
+# What one section writes before the next has its turn, in bytes.
+_TURN: Final = 1 << 20
+_VERSION_2_BODY_MAX: Final = (1 << 31) - 1
+# Between two attempts to go on where nothing tells when, in seconds.
+_PAUSE: Final = 0.001
+
+
+class CannotExpressError(ValueError):
+    """What is to be saved has no form in the dialect."""
+
+
+class LoadError(Exception):
+    """Loading failed: ``cause`` says why, ``applied`` what of the machine was changed before."""
+
+    def __init__(self, cause: Exception, applied: list[str]) -> None:
+        self.cause: Final = cause
+        self.applied: Final = applied
+        changed = f"; changed before: {', '.join(applied)}" if applied else "; nothing was changed"
+        super().__init__(f"{cause}{changed}")
+
+
+class Machine(Protocol):
+    """What is stopped for the last steps of a save, and for a load."""
+
+    @property
+    def running(self) -> bool: ...
+
+    def stop(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class Format:
+    """How a stream is written: the ``dialect``, and what its configuration says.
+
+    Raises ``CannotExpressError`` for a dialect that is only read.
+    """
+
+    def __init__(
+        self,
+        dialect: str = "v3-configuration",
+        machine: str = "",
+        subsections: tuple[ConfigurationSubsection, ...] = (),
+    ) -> None:
+        known = DIALECTS.get(dialect)
+        if known is None or known.version < VERSION_2:
+            raise CannotExpressError(f"streams of dialect {dialect!r} are not written")
+        self.dialect: Final = known
+        self.version: Final = known.version
+        self.machine: Final = machine
+        self.subsections: Final = subsections
+
+
+class Savable:
+    """What has a section: ``idstr`` and ``instance_id``, and the versions that it loads.
+
+    ``instance_id`` None: the next that is free for the idstr.  Sections are written in the order of
+    ``priority``, highest first, then of registration.
+    """
+
+    def __init__(
+        self,
+        idstr: str,
+        instance_id: int | None = None,
+        *,
+        version_id: int = 1,
+        minimum_version_id: int | None = None,
+        priority: int = 0,
+    ) -> None:
+        self.idstr: Final = idstr
+        self.instance_id = instance_id
+        self.version_id = version_id
+        self.minimum_version_id = version_id if minimum_version_id is None else minimum_version_id
+        self.priority: Final = priority
+        self.section_id = -1
+
+
+class Device(Savable):
+    """A device: saved whole, while the machine is stopped."""
+
+    def layout(self, version_id: int) -> dict[str, Any]:
+        """The layout of the body, as an entry of a VMDESCRIPTION (vmsd_name, version, fields); or
+        ``{"size": bytes}`` for a body that is the device's own business."""
+        raise NotImplementedError
+
+    def save(self) -> Any:
+        """The state, as ``vmstate`` has it, of the newest version; bytes where only a size is known."""
+        raise NotImplementedError
+
+    def load(self, state: Any, version_id: int) -> None:
+        """Take over a state; raises ``ValueError`` to refuse it."""
+        raise NotImplementedError
+
+    def needed(self) -> bool:
+        """Whether there is anything to save."""
+        return True
+
+
+class Live(Savable):
+    """What is saved while the machine runs, in several sections."""
+
+    def begin(self, out: Channel, form: Format, live: bool) -> None:
+        """Write the body of START.  ``live``: the machine runs on until ``complete``."""
+
+    def iterate(self, out: Channel, budget: int) -> int:
+        """Write a body of PART of about ``budget`` bytes; how many bytes are left, as of now."""
+        raise NotImplementedError
+
+    def complete(self, out: Channel) -> None:
+        """Write the body of END: all that is left; the machine is stopped."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """The save ends here, whether it came to its end or not."""
+
+    @property
+    def left(self) -> int:
+        """Bytes that are to be sent, as of now."""
+        raise NotImplementedError
+
+    def in_parts(self, form: Format) -> bool:
+        """Whether it is sent in several sections; else ``begin`` writes all, with the machine stopped."""
+        return form.version == VERSION_3
+
+    def written_version(self, form: Format) -> int:
+        """The version to write; raises ``CannotExpressError``."""
+        if form.version < VERSION_3:
+            raise CannotExpressError(
+                f"section {self.idstr!r} has no form in version {form.version}"
+            )
+        return self.version_id
+
+    def body(self, section: Section) -> LiveBody | None:
+        """What reads a body; None: the reader does."""
+        return None
+
+    def loaded(self) -> None:
+        """The last body has been read."""
+
+
+class Ram(Live):
+    """The RAM of a machine, as section "ram"; ``blocks`` in the order in which they are listed."""
+
+    def __init__(self, blocks: list[RamBlock], priority: int = 100) -> None:
+        super().__init__(
+            RAM_IDSTR, 0, version_id=RAM_VERSION, minimum_version_id=1, priority=priority
+        )
+        self.blocks: Final = blocks
+        self.page_size: Final = blocks[0].page_size if blocks else RAM_PAGE_SIZE_DEFAULT
+        self.sink: Final = RamLoader(blocks)
+        self._saver: RamSaver | None = None
+        self._version = RAM_VERSION
+
+    def in_parts(self, form: Format) -> bool:
+        return form.dialect.ram_version >= 3
+
+    def written_version(self, form: Format) -> int:
+        version = form.dialect.ram_version
+        if version < RAM_VERSION and len(self.blocks) != 1:
+            raise CannotExpressError(
+                f"RAM version {version} has no block names, and there are {len(self.blocks)} blocks"
+            )
+        if version < 3:
+            size = self.blocks[0].used_length
+            if size >= 1 << 32:
+                raise CannotExpressError(
+                    f"RAM version {version} has 32 bits for the size of RAM, which is {size} bytes"
+                )
+        self._version = version
+        return version
+
+    def begin(self, out: Channel, form: Format, live: bool) -> None:
+        if self._version < 3:
+            save_version_2(self.blocks[0], out)
+            return
+        self._saver = RamSaver(self.blocks, self._version)
+        self._saver.begin(out, live)
+
+    def iterate(self, out: Channel, budget: int) -> int:
+        assert self._saver is not None
+        return self._saver.iterate(out, budget)
+
+    def complete(self, out: Channel) -> None:
+        assert self._saver is not None
+        self._saver.complete(out)
+
+    def cancel(self) -> None:
+        if self._saver is not None:
+            self._saver.end()
+            self._saver = None
+
+    @property
+    def left(self) -> int:
+        if self._saver is None:
+            return sum(block.used_length for block in self.blocks)
+        return self._saver.left
+
+    def check(self, event: RamBlocks) -> None:
+        """Refuse blocks that the machine does not have; raises ``StreamError``."""
+        sizes = {block.name: block.used_length for block in self.blocks}
+        if len(self.blocks) == 1:
+            sizes.setdefault(RAM_UNNAMED_BLOCK, self.blocks[0].used_length)
+        for name, used in event.blocks:
+            if name not in sizes:
+                raise stream_error(
+                    "ram.block.unknown",
+                    event.offset,
+                    RAM_IDSTR,
+                    f"the machine has no block {name!r}",
+                )
+            if used != sizes[name]:
+                raise stream_error(
+                    "ram.block.size",
+                    event.offset,
+                    RAM_IDSTR,
+                    f"block {name!r} of {used:#x} bytes, the machine's has {sizes[name]:#x}",
+                )
+
+    def loaded(self) -> None:
+        self.sink.mark()
+
+
+class Registry:
+    """What is savable, in the order of registration."""
+
+    def __init__(self) -> None:
+        self.entries: list[Savable] = []
+        self._by_key: dict[tuple[str, int], Savable] = {}
+
+    def register(self, savable: Savable) -> None:
+        """Add ``savable``; raises ``ValueError`` where its idstr and instance id are taken."""
+        instances = [e.instance_id or 0 for e in self.entries if e.idstr == savable.idstr]
+        if savable.instance_id is None:
+            savable.instance_id = max(instances, default=-1) + 1
+        key = savable.idstr, savable.instance_id
+        if key in self._by_key:
+            raise ValueError(f"instance {key[1]} of {key[0]!r} is registered already")
+        savable.section_id = len(self.entries)
+        self.entries.append(savable)
+        self._by_key[key] = savable
+
+    def ordered(self) -> list[Savable]:
+        """In the order in which sections are written."""
+        return sorted(self.entries, key=lambda entry: -entry.priority)
+
+    def find(self, idstr: str, instance_id: int) -> Savable | None:
+        """The entry of a section."""
+        return self._by_key.get((idstr, instance_id))
+
+    def has(self, idstr: str) -> bool:
+        """Whether any instance is registered."""
+        return any(entry.idstr == idstr for entry in self.entries)
+
+
+@dataclass
+class Progress:
+    """How far a save is.  ``phase``: "live", "stopped" or "completed"; all else in bytes."""
+
+    phase: str
+    round: int
+    written: int
+    left: int
+
+
+class Saver:
+    """Writes a registry to a channel, step by step.
+
+    ``begin``, ``iterate`` and ``complete`` return what is left in bytes: first of what the sections
+    have to send, in the end of what the channel holds back.  They raise ``ChannelError`` when the
+    channel fails; the machine then runs as it did before.  ``machine`` None: nothing runs.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        channel: Channel,
+        form: Format | None = None,
+        machine: Machine | None = None,
+    ) -> None:
+        self.form: Final = form or Format()
+        self.channel: Final = channel
+        self.round = 0
+        self.phase = "live"
+        self._machine = machine
+        self._writer: Final = Writer()
+        live = [entry for entry in registry.ordered() if isinstance(entry, Live)]
+        self._versions = {entry.section_id: entry.written_version(self.form) for entry in live}
+        self._live: Final = [entry for entry in live if entry.in_parts(self.form)]
+        self._whole: Final = [entry for entry in live if not entry.in_parts(self.form)]
+        self._devices: Final = [e for e in registry.ordered() if isinstance(e, Device)]
+        self._next = 0  # the live section whose turn it is
+        self._resume = False
+        if self.form.version == VERSION_2 and not channel.seekable:
+            raise CannotExpressError(
+                "version 2 needs an output that can be written again before its end"
+            )
+
+    def _event(self, event: Event) -> None:
+        self.channel.write(self._writer.write(event))
+
+    def _start(self, entry: Savable, kind: int) -> None:
+        assert entry.instance_id is not None
+        version = self._versions.get(entry.section_id, entry.version_id)
+        self._event(Section(0, kind, entry.section_id, entry.idstr, entry.instance_id, version))
+
+    def _footer(self, entry: Savable) -> None:
+        if self.form.dialect.configuration:
+            self._event(Footer(0, entry.section_id))
+
+    @property
+    def left(self) -> int:
+        """Bytes that the live sections are to send while the machine runs, as of now."""
+        return sum(entry.left for entry in self._live)
+
+    def progress(self) -> Progress:
+        """How far the save is."""
+        left = self.channel.held_back if self.phase == "completed" else self.left
+        return Progress(self.phase, self.round, self.channel.position, left)
+
+    def begin(self) -> int:
+        """Write the file header, the configuration and every START; what is left."""
+        form = self.form
+        live = self._machine is not None and self._machine.running
+        try:
+            self._event(Header(0, form.version, 0))
+            if form.version == VERSION_2:
+                # Nothing else can be sent before the machine stops.
+                return self._checked()
+            if form.dialect.configuration:
+                self._event(Configuration(0, form.machine, list(form.subsections)))
+            for entry in self._live:
+                self._start(entry, SECTION_START)
+                entry.begin(self.channel, form, live)
+                self._footer(entry)
+            return self._checked()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def iterate(self) -> int:
+        """Give every live section its turn, until the channel asks to pause; what is left."""
+        try:
+            self.round += 1
+            for _ in range(len(self._live)):
+                entry = self._live[self._next % len(self._live)]
+                self._next += 1
+                self._start(entry, SECTION_PART)
+                entry.iterate(self.channel, _TURN)
+                self._footer(entry)
+                if self.channel.error or self.channel.rate_exceeded:
+                    break
+            return self._checked()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def complete(self) -> int:
+        """Stop the machine and write all that is left; what the channel holds back then."""
+        try:
+            self.stop()
+            if self.form.version == VERSION_2:
+                self._complete_version_2()
+            else:
+                self._complete_version_3()
+            self.phase = "completed"
+            return self.flush()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def stop(self) -> None:
+        """Stop the machine, if it runs."""
+        self.phase = "stopped"
+        if self._machine is not None and self._machine.running:
+            self._machine.stop()
+            self._resume = True
+
+    def flush(self) -> int:
+        """Offer the channel what it holds back; what it still does."""
+        try:
+            if self.channel.frozen:
+                self.channel.notify()
+            else:
+                self.channel.flush()
+            self.channel.check()
+        except BaseException:
+            self.cancel()
+            raise
+        return self.channel.held_back
+
+    def cancel(self) -> None:
+        """End the save, wherever it is, and let the machine run as it did before."""
+        for entry in [*self._live, *self._whole]:
+            entry.cancel()
+        self.release()
+
+    def release(self) -> None:
+        """Let the machine run again if this save stopped it."""
+        if self._resume and self._machine is not None:
+            self._resume = False
+            self._machine.resume()
+
+    def _checked(self) -> int:
+        self.channel.check()
+        return self.left
+
+    def _complete_version_3(self) -> None:
+        for entry in self._live:
+            self._start(entry, SECTION_END)
+            entry.complete(self.channel)
+            self._footer(entry)
+            self.channel.check()
+            entry.cancel()
+        for entry in self._whole:
+            self._start(entry, SECTION_FULL)
+            entry.begin(self.channel, self.form, False)
+            self._footer(entry)
+        described = []
+        for device in self._devices:
+            if not device.needed():
+                continue
+            layout, body = _body(device)
+            self._start(device, SECTION_FULL)
+            self.channel.write(body)
+            self._footer(device)
+            described.append(_description(device, layout, len(body)))
+        self._event(Eof(0))
+        if self.form.dialect.vmdescription:
+            page_size = next(
+                (e.page_size for e in self._live if isinstance(e, Ram)), RAM_PAGE_SIZE_DEFAULT
+            )
+            text = json.dumps({"page_size": page_size, "devices": described})
+            self._event(VmDescription(0, text.encode("ascii"), len(described)))
+
+    def _complete_version_2(self) -> None:
+        channel = self.channel
+        begin = channel.position
+        for entry in [*self._whole, *self._devices]:
+            if isinstance(entry, Device) and not entry.needed():
+                continue
+            assert entry.instance_id is not None
+            version = self._versions.get(entry.section_id, entry.version_id)
+            self._event(Section(0, 0, 0, entry.idstr, entry.instance_id, version, 0))
+            start = channel.position
+            if isinstance(entry, Live):
+                entry.begin(channel, self.form, False)
+            else:
+                assert isinstance(entry, Device)
+                channel.write(_body(entry)[1])
+            length = channel.position - start
+            if length > _VERSION_2_BODY_MAX:
+                raise CannotExpressError(
+                    f"a record of version 2 has 31 bits for its length; {entry.idstr!r} has {length} bytes"
+                )
+            channel.overwrite(start - 4, struct.pack(">I", length))
+            channel.check()
+        channel.overwrite(begin - 8, struct.pack(">Q", channel.position - begin))
+        channel.check()
+
+
+def _body(device: Device) -> tuple[dict[str, Any], bytes]:
+    """Layout and bytes of a device's state."""
+    layout = device.layout(device.version_id)
+    state = device.save()
+    return layout, state if isinstance(state, bytes) else vmstate.encode(layout, state)
+
+
+def _description(device: Device, layout: dict[str, Any], size: int) -> dict[str, Any]:
+    """The entry of a device in a VMDESCRIPTION."""
+    entry: dict[str, Any] = {"name": device.idstr, "instance_id": device.instance_id}
+    if "vmsd_name" in layout:
+        return entry | layout
+    data = {"name": "data", "size": size, "type": "buffer"}
+    return entry | {"size": size, "fields": [data]}
+
+
+def _left_to_do(saver: Saver, threshold: int, deadline: float | None) -> bool:
+    """Whether another round is worth its while."""
+    return saver.left > threshold and (deadline is None or time.monotonic() < deadline)
+
+
+def save(
+    registry: Registry,
+    channel: Channel,
+    form: Format | None = None,
+    machine: Machine | None = None,
+    *,
+    threshold: int = 0,
+    timeout: float | None = None,
+) -> Saver:
+    """Write a whole stream, and stop the machine when at most ``threshold`` bytes are left.
+
+    It is stopped after ``timeout`` seconds in any case, and left so: ``release`` of the result lets
+    it run again.  Raises ``ChannelError`` and ``CannotExpressError``; the machine then runs as before.
+    """
+    saver = Saver(registry, channel, form, machine)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    saver.begin()
+    while _left_to_do(saver, threshold, deadline):
+        time.sleep(channel.rate_wait)
+        saver.iterate()
+    left = saver.complete()
+    while left:
+        time.sleep(_PAUSE)
+        left = saver.flush()
+    return saver
+
+
+async def save_async(
+    registry: Registry,
+    channel: Channel,
+    form: Format | None = None,
+    machine: Machine | None = None,
+    *,
+    threshold: int = 0,
+    timeout: float | None = None,
+) -> AsyncIterator[Progress]:
+    """As ``save``, over a channel that does not block, with a ``Progress`` after every step.
+
+    The last one has the phase "completed".  Cancelling, or closing the iterator before that, ends
+    the save, and the machine runs as before.
+    """
+    saver = Saver(registry, channel, form, machine)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    try:
+        saver.begin()
+        yield saver.progress()
+        while _left_to_do(saver, threshold, deadline):
+            await _ready(channel)
+            saver.iterate()
+            yield saver.progress()
+        left = saver.complete()
+        while left:
+            yield saver.progress()
+            await _ready(channel)
+            left = saver.flush()
+    except BaseException:
+        saver.cancel()
+        raise
+    yield saver.progress()
+
+
+async def _ready(channel: Channel) -> None:
+    """Let others run until the channel takes more."""
+    if not channel.frozen:
+        await asyncio.sleep(channel.rate_wait)
+        return
+    descriptor = channel.fileno()
+    if descriptor < 0:
+        await asyncio.sleep(_PAUSE)
+    else:
+        loop = asyncio.get_running_loop()
+        writable = loop.create_future()
+        loop.add_writer(descriptor, _wake, writable)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(descriptor)
+    channel.notify()
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class _Checks(Handlers):
+    """Finds the handler of each section, and refuses what must not be loaded."""
+
+    def __init__(self, loader: "Loader") -> None:
+        super().__init__()
+        self.loader = loader
+        self._begun: dict[int, Savable] = {}  # by section id of the stream
+        self._ended: set[int] = set()
+        self._seen: set[tuple[str, int]] = set()
+
+    def configuration(self, event: Configuration) -> None:
+        expected = self.loader.machine_name
+        if expected is not None and event.machine != expected:
+            raise stream_error(
+                "configuration.machine.differs",
+                event.offset + 5,
+                None,
+                f"machine {event.machine!r}, this one is {expected!r}",
+            )
+
+    def ram_blocks(self, event: RamBlocks) -> None:
+        ram = self.loader.ram
+        if ram is not None:
+            ram.check(event)
+
+    def begin(self, section: Section) -> dict[str, Any] | LiveBody | None:
+        if section.type in (SECTION_PART, SECTION_END):
+            entry = self._go_on(section)
+        elif section.type == 0 and self.loader.reader.version < VERSION_2:
+            raise stream_error("header.version", 4, None, "streams of version 1 are not loaded")
+        else:
+            found = self._find(section)
+            if found is None:
+                return None
+            entry = found
+        self.loader.begin(entry)
+        if isinstance(entry, Live):
+            return entry.body(section)
+        assert isinstance(entry, Device)
+        layout = entry.layout(section.version_id)
+        # Without a name it would be a schema, not an entry of a description.
+        return layout if "vmsd_name" in layout else {"name": entry.idstr, **layout}
+
+    def _go_on(self, section: Section) -> Savable:
+        entry = self._begun.get(section.section_id)
+        if entry is None:
+            raise stream_error(
+                "section.part.not-started",
+                section.offset + 1,
+                section.idstr,
+                f"section id {section.section_id} is not that of a START",
+            )
+        if section.section_id in self._ended:
+            raise stream_error(
+                "section.part.after-end",
+                section.offset + 1,
+                section.idstr,
+                f"section id {section.section_id} has had its END",
+            )
+        if section.type == SECTION_END:
+            self._ended.add(section.section_id)
+        return entry
+
+    def _find(self, section: Section) -> Savable | None:
+        """The entry of a section that begins here; None for what is skipped."""
+        idstr, instance_id, version = section.idstr, section.instance_id, section.version_id
+        idstr_at = section.offset + (5 if section.type else 0)
+        instance_at = idstr_at + 1 + len(idstr)
+        registry = self.loader.registry
+        entry = registry.find(idstr, instance_id)
+        if entry is None:
+            known = registry.has(idstr)
+            if section.type == 0:
+                self.loader.warnings.append(
+                    f"offset {section.offset}: section {idstr!r}, instance {instance_id}: skipped, "
+                    "the machine has none"
+                )
+                return None
+            raise stream_error(
+                "section.instance.unknown" if known else "section.unknown",
+                instance_at if known else idstr_at,
+                idstr,
+                f"the machine has no section {idstr!r}"
+                + (f" of instance {instance_id}" if known else ""),
+            )
+        if version > entry.version_id:
+            raise stream_error(
+                "section.version.newer-than-supported",
+                instance_at + 4,
+                idstr,
+                f"version {version}, supported up to {entry.version_id}",
+            )
+        if version < entry.minimum_version_id:
+            raise stream_error(
+                "section.version.older-than-minimum",
+                instance_at + 4,
+                idstr,
+                f"version {version}, supported from {entry.minimum_version_id}",
+            )
+        whole = isinstance(entry, Device) or (idstr == RAM_IDSTR and version < 3)
+        if section.type and (section.type == SECTION_FULL) != whole:
+            kind = "FULL" if whole else "START"
+            raise stream_error(
+                "section.kind", section.offset, idstr, f"section {idstr!r} does not come as {kind}"
+            )
+        if (idstr, instance_id) in self._seen:
+            raise stream_error(
+                "section.repeated", section.offset, idstr, f"section {idstr!r} comes again"
+            )
+        self._seen.add((idstr, instance_id))
+        if section.type == SECTION_START:
+            self._begun[section.section_id] = entry
+        return entry
+
+    def check_end(self, offset: int) -> None:
+        """Refuse an EOF mark with sections that have not ended."""
+        for section_id, entry in self._begun.items():
+            if section_id not in self._ended:
+                raise stream_error(
+                    "section.end.missing", offset, entry.idstr, f"no END of section {entry.idstr!r}"
+                )
+
+    def missing(self) -> list[str]:
+        """What the stream has no section of."""
+        return [
+            f"{entry.idstr} instance {entry.instance_id}"
+            for entry in self.loader.registry.entries
+            if (entry.idstr, entry.instance_id) not in self._seen
+        ]
+
+
+class Loader:
+    """Applies a stream to what is registered.
+
+    RAM and other live sections are placed as they come; devices take over their states in
+    ``finish``, when the whole stream has been read and nothing was wrong.  ``machine_name``: what
+    the configuration must say.  ``warnings`` are lines for people; ``missing`` says, after
+    ``finish``, what has kept its state.
+    """
+
+    def __init__(self, registry: Registry, machine_name: str | None = None) -> None:
+        self.registry: Final = registry
+        self.machine_name: Final = machine_name
+        self.warnings: Final[list[str]] = []
+        self.missing: list[str] = []
+        self.applied: Final[list[str]] = []
+        self.ram: Final = next((e for e in registry.entries if isinstance(e, Ram)), None)
+        self._checks: Final = _Checks(self)
+        self.reader: Final = Reader(
+            sink=self.ram.sink if self.ram is not None else Sink(),
+            handlers=self._checks,
+            page_size=self.ram.page_size if self.ram is not None else 0,
+        )
+        self._entry: Savable | None = None
+        self._staged: list[tuple[Device, DeviceEvent, Section]] = []
+        self._section: Section | None = None
+
+    def begin(self, entry: Savable) -> None:
+        """A body of ``entry`` is about to be read."""
+        if isinstance(entry, Live) and entry.idstr not in self.applied:
+            self.applied.append(entry.idstr)
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes of the stream, of any length.  Raises ``LoadError``."""
+        self._take(self.reader.feed(data))
+
+    def finish(self) -> None:
+        """The stream has no more bytes: apply the devices.  Raises ``LoadError``."""
+        self._take(self.reader.finish())
+        for device, event, section in self._staged:
+            state = event.raw if event.kind == "buffer" else event.state
+            try:
+                device.load(state, section.version_id)
+            except ValueError as e:
+                self.applied.append(device.idstr)
+                raise self._failed(
+                    stream_error("section.state.refused", event.offset, device.idstr, str(e))
+                ) from e
+            self.applied.append(device.idstr)
+        self.missing = self._checks.missing()
+
+    def _take(self, events: list[Event]) -> None:
+        try:
+            for event in events:
+                self._event(event)
+        except StreamError as e:
+            raise self._failed(e) from None
+        if self.reader.error is not None:
+            raise self._failed(self.reader.error)
+
+    def _event(self, event: Event) -> None:
+        if isinstance(event, Section):
+            self._section = event
+        elif isinstance(event, DeviceEvent):
+            assert self._section is not None
+            entry = self.registry.find(self._section.idstr, self._section.instance_id)
+            assert isinstance(entry, Device)
+            self._staged.append((entry, event, self._section))
+        elif isinstance(event, BodyEnd):
+            assert self._section is not None
+            entry = self.registry.find(self._section.idstr, self._section.instance_id)
+            if isinstance(entry, Live) and self._section.type != SECTION_PART:
+                entry.loaded()
+        elif isinstance(event, Eof):
+            self._checks.check_end(event.offset)
+
+    def _failed(self, cause: Exception) -> LoadError:
+        return LoadError(cause, self.applied)
+
+
+def load(
+    registry: Registry,
+    channel: Channel,
+    machine: Machine | None = None,
+    *,
+    machine_name: str | None = None,
+) -> Loader:
+    """Load a stream up to the end of the channel; the machine is stopped meanwhile.
+
+    Raises ``LoadError``, with a ``StreamError`` as cause for a bad stream (``TruncatedError`` where it
+    ends too early) and a ``ChannelError`` for a channel that failed.  The machine then runs again only
+    if nothing was changed.
+    """
+    loader = Loader(registry, machine_name)
+    was_running = machine is not None and machine.running
+    if machine is not None and was_running:
+        machine.stop()
+    try:
+        while chunk := channel.read_chunk():
+            loader.feed(chunk)
+        if channel.error:
+            raise LoadError(ChannelError(channel.error, channel.end), loader.applied)
+        loader.finish()
+    except LoadError as e:
+        if machine is not None and was_running and not e.applied:
+            machine.resume()
+        raise
+    if machine is not None and was_running:
+        machine.resume()
+    return loader

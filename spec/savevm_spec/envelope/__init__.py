@@ -1,0 +1,1 @@
+"""What a stream comes wrapped in: the files that hold one."""
