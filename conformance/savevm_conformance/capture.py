@@ -276,7 +276,7 @@ class Manifest:
             (self.directory / before.file).unlink(missing_ok=True)
 
 
-class _Qemu:
+class Qemu:
     """A running QEMU: its process, its monitor and what it has said."""
 
     def __init__(self, directory: Path, argv: Sequence[str]) -> None:
@@ -286,6 +286,7 @@ class _Qemu:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
+        """Have it take commands; CaptureError, and StartError if it ended before."""
         ours, theirs = socket.socketpair()
         try:
             with theirs, (self.directory / SAID).open("wb") as said:
@@ -357,8 +358,12 @@ class _Qemu:
 
 
 @contextlib.asynccontextmanager
-async def _running(directory: Path, argv: Sequence[str]) -> AsyncIterator[_Qemu]:
-    qemu = _Qemu(directory, argv)
+async def running(directory: Path, argv: Sequence[str]) -> AsyncIterator[Qemu]:
+    """A QEMU in ``directory``, none of which is left afterwards; ``argv`` ends with ``MONITOR``.
+
+    CaptureError, and StartError for one that takes no command.
+    """
+    qemu = Qemu(directory, argv)
     try:
         await qemu.start()
         yield qemu
@@ -383,7 +388,7 @@ async def probe(binary: Path, *, timeout: float = 60, args: Sequence[str] = ()) 
     argv = (str(binary), "-M", "none", "-nodefaults", "-display", "none", *args, *MONITOR)
     try:
         with tempfile.TemporaryDirectory() as directory:
-            async with asyncio.timeout(timeout), _running(Path(directory), argv) as qemu:
+            async with asyncio.timeout(timeout), running(Path(directory), argv) as qemu:
                 version = await qemu.execute("query-version")
                 target = await qemu.execute("query-target")
                 machines = await qemu.execute("query-machines")
@@ -403,7 +408,7 @@ async def probe(binary: Path, *, timeout: float = 60, args: Sequence[str] = ()) 
         raise CaptureError(f"{binary.name}: unexpected answer: {error!r}") from error
 
 
-async def _migrate(qemu: _Qemu) -> None:
+async def _migrate(qemu: Qemu) -> None:
     """Have the stream written to the end; RefusedError, or CaptureError if that fails."""
     await qemu.execute("migrate", MIGRATE)
     pause = 0.005
@@ -472,7 +477,7 @@ async def capture_machine(
         files = {name: file for name, file in FILES.items() if name in argv}
         for name, file in files.items():
             (work / name).write_bytes(file.content())
-        async with _running(work, [str(emulator.binary), *argv]) as qemu:
+        async with running(work, [str(emulator.binary), *argv]) as qemu:
             await _migrate(qemu)
         size, digest = await asyncio.to_thread(_keep, work / WRITTEN, directory / kept)
         return Stream(

@@ -1,9 +1,9 @@
 """Seeds: streams of real QEMUs, made small and free of firmware.
 
-A seed is what is left of a captured stream after `shrink` (or `keep_records`, `drop_sections`): all
-framing, device bodies and descriptions are as QEMU wrote them; RAM has lost most of its pages and
-the contents of every page that could come from firmware.  ``seeds.toml`` says for each one which
-QEMU wrote it, how it was started and what was taken out.
+A seed is what is left of a captured stream after `shrink` (or `wipe_ram`, `drop_ram`,
+`drop_sections`): all framing, device bodies and descriptions are as QEMU wrote them; RAM has lost
+most of its pages and the contents of every page that could come from firmware, disks all theirs.
+``seeds.toml`` says for each one which QEMU wrote it, how it was started and what was taken out.
 
 The walking here is on purpose the least that does the job, and shares nothing with the readers
 that the vectors test.
@@ -199,9 +199,8 @@ def _body(cursor: _Cursor, idstr: bytes, version: int, kind: int, ram: _Ram) -> 
     if idstr == b"ram":
         return _ram(cursor, version, ram)
     if idstr == b"block":
-        while cursor.be64() & 0x1FF != 2:
-            pass
-    elif idstr == b"spapr/htab":
+        return _disks(cursor)
+    if idstr == b"spapr/htab":
         if cursor.be32() == 0:
             return _htab(cursor)
     else:
@@ -209,6 +208,20 @@ def _body(cursor: _Cursor, idstr: bytes, version: int, kind: int, ram: _Ram) -> 
             if flag == 2:
                 cursor.take(cursor.be64())
     return cursor.data[begin : cursor.at]
+
+
+def _disks(cursor: _Cursor) -> bytes:
+    """The words of a body but those that bring a piece of a disk."""
+    out = bytearray()
+    while True:
+        word = cursor.be64()
+        if word & 1:
+            cursor.counted()
+            cursor.take(0 if word & 8 else 1 << 20)
+            continue
+        out += _BE64.pack(word)
+        if word & 2:
+            return bytes(out)
 
 
 def _htab(cursor: _Cursor) -> bytes:
@@ -284,24 +297,43 @@ def _page(cursor: _Cursor, version: int, word: int, ram: _Ram) -> bytes:
     return _BE64.pack(address | kind) + bytes([len(block)]) + block + content
 
 
-def keep_records(data: bytes, largest: int) -> bytes:
-    """A version 1 or 2 stream with only the records whose body has at most ``largest`` bytes.
-
-    The record "ram" goes in any case; the total length of version 2 is made to fit.
-    """
-    second = data[7] == 2
-    start = 16 if second else 8
-    cursor = _Cursor(data, start)
+def drop_ram(data: bytes) -> bytes:
+    """A version 2 stream without its record "ram"; the total length is made to fit."""
+    cursor = _Cursor(data, 16)
     records = bytearray()
     while cursor.at < len(data):
         begin = cursor.at
         idstr = cursor.counted()
         cursor.take(8)
-        length = cursor.be32()
-        cursor.take(length)
-        if length <= largest and idstr != b"ram":
+        cursor.take(cursor.be32())
+        if idstr != b"ram":
             records += data[begin : cursor.at]
-    return data[:8] + (_BE64.pack(len(records)) if second else b"") + bytes(records)
+    return data[:8] + _BE64.pack(len(records)) + bytes(records)
+
+
+def wipe_ram(data: bytes, keep: frozenset[int]) -> bytes:
+    """A version 1 stream in whose RAM only the pages at the addresses ``keep`` have contents.
+
+    The other pages with contents become zero; pages that are filled with one byte stay as they are.
+
+    Raises:
+        ValueError: there is no record "ram" of version 1.
+    """
+    needle = b"\x03ram" + bytes(4) + b"\0\0\0\1"
+    if data.count(needle) != 1:
+        raise ValueError('no single record "ram" of version 1')
+    cursor = _Cursor(data, data.index(needle) + len(needle))
+    head, end = data[: cursor.at], cursor.be32() + cursor.at
+    size = cursor.be32()
+    body = bytearray(_BE32.pack(size))
+    for address in range(0, size, 4096):
+        filled = cursor.take(1)[0]
+        page = cursor.take(1 if filled else 4096)
+        if filled:
+            body += b"\x01" + page
+        else:
+            body += b"\x00" + page if address in keep else b"\x01\x00"
+    return head + _BE32.pack(len(body)) + bytes(body) + data[end:]
 
 
 def drop_sections(data: bytes, first: bytes, following: bytes) -> bytes:

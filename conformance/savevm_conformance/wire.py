@@ -7,7 +7,10 @@ Nothing here checks anything: a `Wire` writes what it is told, right or wrong.
 """
 
 import json
+from itertools import accumulate, pairwise
+from struct import pack
 from typing import Any, NamedTuple, Self
+from zlib import adler32
 
 ZERO, MEM_SIZE, PAGE, EOS, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 
@@ -44,6 +47,27 @@ def pattern(size: int) -> bytes:
     return bytes((7 * index + (index >> 8)) & 0xFF for index in range(size))
 
 
+def tagged(*blocks: bytes) -> bytes:
+    """The plain text of RAM version 2: each block behind the tag 00."""
+    return b"".join(b"\0" + block for block in blocks)
+
+
+def stored(text: bytes) -> bytes:
+    """A zlib stream that holds ``text`` as it is; every zlib would write its own, this is always so."""
+    pieces = [text[at : at + 0xFFFF] for at in range(0, len(text), 0xFFFF)] or [b""]
+    out = b"\x78\x01"
+    for number, piece in enumerate(pieces, 1):
+        head = pack("<BHH", number == len(pieces), len(piece), len(piece) ^ 0xFFFF)
+        out += head + piece
+    return out + be32(adler32(text))
+
+
+def split(data: bytes, *sizes: int) -> list[bytes]:
+    """``data`` in pieces of these sizes, and what is left as the last."""
+    ends = [*accumulate(sizes, initial=0), len(data)]
+    return [data[begin:end] for begin, end in pairwise(ends)]
+
+
 class Wire:
     """Bytes being written.  Every method appends and returns self.
 
@@ -59,13 +83,16 @@ class Wire:
     def put(self, data: bytes, mark: str | None = None) -> Self:
         """``data`` as it is."""
         if mark is not None:
-            name, count = mark, 1
-            while name in self.marks:
-                count += 1
-                name = f"{mark}#{count}"
-            self.marks[name] = Mark(len(self.data), len(data))
+            self._mark(mark, Mark(len(self.data), len(data)))
         self.data += data
         return self
+
+    def _mark(self, name: str, mark: Mark) -> None:
+        free, count = name, 1
+        while free in self.marks:
+            count += 1
+            free = f"{name}#{count}"
+        self.marks[free] = mark
 
     def find(self, mark: str, needle: bytes, skip: int = 0, size: int = 1) -> Self:
         """Name the ``size`` bytes that stand ``skip`` bytes behind the start of ``needle``.
@@ -176,11 +203,43 @@ class Wire:
         """The word EOS.  Marks: eos."""
         return self.word(EOS, "eos")
 
-    # Records of version 1 and 2
+    # Records of version 1 and 2, and RAM without block names
 
-    def record(self, idstr: bytes, instance: int, version: int, body: bytes) -> Self:
-        """Marks: <idstr>.{idstr*,instance,version,length,body}."""
+    def record(self, idstr: bytes, instance: int, version: int, body: "bytes | Wire") -> Self:
+        """Marks: <idstr>.{idstr*,instance,version,length,body}, and those of the body."""
         mark = idstr.decode("latin-1")
+        part = body if isinstance(body, Wire) else Wire(body)
         self.name(idstr, f"{mark}.idstr").put(be32(instance), f"{mark}.instance")
-        self.put(be32(version), f"{mark}.version").put(be32(len(body)), f"{mark}.length")
-        return self.put(body, f"{mark}.body")
+        self.put(be32(version), f"{mark}.version").put(be32(len(part.data)), f"{mark}.length")
+        self.put(b"", f"{mark}.body").append(part)
+        self.marks[f"{mark}.body"] = Mark(self.marks[f"{mark}.body"].offset, len(part.data))
+        return self
+
+    def append(self, part: "Wire") -> Self:
+        """``part`` with its marks."""
+        begin = len(self.data)
+        self.data += part.data
+        for name, (offset, size) in part.marks.items():
+            self._mark(name, Mark(begin + offset, size))
+        return self
+
+    def plain_ram(self, *pages: bytes | int) -> Self:
+        """RAM of version 1; a page is its bytes, or the byte that fills it.
+
+        Marks: size, tag, page, fill.
+        """
+        self.put(be32(4096 * len(pages)), "size")
+        for page in pages:
+            if isinstance(page, int):
+                self.put(b"\1", "tag").put(bytes([page]), "fill")
+            else:
+                self.put(b"\0", "tag").put(page, "page")
+        return self
+
+    def chunked_ram(self, size: int, *chunks: bytes) -> Self:
+        """RAM of version 2 of ``size`` bytes.  Marks: size, chunk, chunk.length, chunk.data."""
+        self.put(be32(size), "size")
+        for chunk in chunks:
+            self.put(b"\xfa\xbe", "chunk").put(be16(len(chunk)), "chunk.length")
+            self.put(chunk, "chunk.data")
+        return self

@@ -897,11 +897,13 @@ class _Refcounts:
             self.begun = True
             for index in self._changed.difference(new):
                 image._write(self._encode(self._blocks[index]), self.offsets[index])
-            if not moved:
+            # A new block's own count may be among those.
+            image._sync()
+            if new and not moved:
                 for index in new:
                     at = image._refcounts_offset + 8 * index
                     image._write(self.offsets[index].to_bytes(8), at)
-            image._sync()
+                image._sync()
             self._changed.clear()
             if moved:
                 old, size = image._refcounts_offset, self.table_size

@@ -1,6 +1,6 @@
-"""Saving and loading a machine: what is saved, and the steps of it (svn r5434, and as since then).
+"""Saving and loading a machine: the steps of svn r5434, and as they are today.
 
-A ``Registry`` holds what is savable.  ``Saver`` writes it in steps that return at once, ``begin``,
+A ``Registry`` holds what is saved (see ``savable``).  ``Saver`` writes it in steps that return at once, ``begin``,
 ``iterate`` and ``complete``, so that a machine runs meanwhile; ``save`` and ``save_async`` take the
 steps.  ``Loader`` is fed the bytes of a stream; ``load`` feeds it from a channel.
 """
@@ -9,19 +9,19 @@ import asyncio
 import json
 import struct
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from savevm import vmstate
-from savevm.channel import Channel, ChannelError
+from savevm.channel import Channel, ChannelError, End
 from savevm.errors import StreamError, stream_error
-from savevm.ram import RamBlock, RamLoader, RamSaver, save_version_2
+from savevm.savable import CannotExpressError, Device, Format, Live, Ram, Registry, Savable
 from savevm.sink import Sink
 from savevm.stream.events import (
     BodyEnd,
     Configuration,
-    ConfigurationSubsection,
     Eof,
     Event,
     Footer,
@@ -37,16 +37,12 @@ from savevm.stream.writer import Writer
 from savevm_spec.constants import (
     RAM_IDSTR,
     RAM_PAGE_SIZE_DEFAULT,
-    RAM_UNNAMED_BLOCK,
-    RAM_VERSION,
     SECTION_END,
     SECTION_FULL,
     SECTION_PART,
     SECTION_START,
     VERSION_2,
-    VERSION_3,
 )
-from savevm_spec.dialects import DIALECTS
 
 __all__ = [
     "CannotExpressError",
@@ -61,6 +57,7 @@ __all__ = [
     "Registry",
     "Saver",
     "load",
+    "load_async",
     "save",
     "save_async",
 ]
@@ -70,10 +67,6 @@ _TURN: Final = 1 << 20
 _VERSION_2_BODY_MAX: Final = (1 << 31) - 1
 # Between two attempts to go on where nothing tells when, in seconds.
 _PAUSE: Final = 0.001
-
-
-class CannotExpressError(ValueError):
-    """What is to be saved has no form in the dialect."""
 
 
 class LoadError(Exception):
@@ -95,228 +88,6 @@ class Machine(Protocol):
     def stop(self) -> None: ...
 
     def resume(self) -> None: ...
-
-
-class Format:
-    """How a stream is written: the ``dialect``, and what its configuration says.
-
-    Raises ``CannotExpressError`` for a dialect that is only read.
-    """
-
-    def __init__(
-        self,
-        dialect: str = "v3-configuration",
-        machine: str = "",
-        subsections: tuple[ConfigurationSubsection, ...] = (),
-    ) -> None:
-        known = DIALECTS.get(dialect)
-        if known is None or known.version < VERSION_2:
-            raise CannotExpressError(f"streams of dialect {dialect!r} are not written")
-        self.dialect: Final = known
-        self.version: Final = known.version
-        self.machine: Final = machine
-        self.subsections: Final = subsections
-
-
-class Savable:
-    """What has a section: ``idstr`` and ``instance_id``, and the versions that it loads.
-
-    ``instance_id`` None: the next that is free for the idstr.  Sections are written in the order of
-    ``priority``, highest first, then of registration.
-    """
-
-    def __init__(
-        self,
-        idstr: str,
-        instance_id: int | None = None,
-        *,
-        version_id: int = 1,
-        minimum_version_id: int | None = None,
-        priority: int = 0,
-    ) -> None:
-        self.idstr: Final = idstr
-        self.instance_id = instance_id
-        self.version_id = version_id
-        self.minimum_version_id = version_id if minimum_version_id is None else minimum_version_id
-        self.priority: Final = priority
-        self.section_id = -1
-
-
-class Device(Savable):
-    """A device: saved whole, while the machine is stopped."""
-
-    def layout(self, version_id: int) -> dict[str, Any]:
-        """The layout of the body, as an entry of a VMDESCRIPTION (vmsd_name, version, fields); or
-        ``{"size": bytes}`` for a body that is the device's own business."""
-        raise NotImplementedError
-
-    def save(self) -> Any:
-        """The state, as ``vmstate`` has it, of the newest version; bytes where only a size is known."""
-        raise NotImplementedError
-
-    def load(self, state: Any, version_id: int) -> None:
-        """Take over a state; raises ``ValueError`` to refuse it."""
-        raise NotImplementedError
-
-    def needed(self) -> bool:
-        """Whether there is anything to save."""
-        return True
-
-
-class Live(Savable):
-    """What is saved while the machine runs, in several sections."""
-
-    def begin(self, out: Channel, form: Format, live: bool) -> None:
-        """Write the body of START.  ``live``: the machine runs on until ``complete``."""
-
-    def iterate(self, out: Channel, budget: int) -> int:
-        """Write a body of PART of about ``budget`` bytes; how many bytes are left, as of now."""
-        raise NotImplementedError
-
-    def complete(self, out: Channel) -> None:
-        """Write the body of END: all that is left; the machine is stopped."""
-        raise NotImplementedError
-
-    def cancel(self) -> None:
-        """The save ends here, whether it came to its end or not."""
-
-    @property
-    def left(self) -> int:
-        """Bytes that are to be sent, as of now."""
-        raise NotImplementedError
-
-    def in_parts(self, form: Format) -> bool:
-        """Whether it is sent in several sections; else ``begin`` writes all, with the machine stopped."""
-        return form.version == VERSION_3
-
-    def written_version(self, form: Format) -> int:
-        """The version to write; raises ``CannotExpressError``."""
-        if form.version < VERSION_3:
-            raise CannotExpressError(
-                f"section {self.idstr!r} has no form in version {form.version}"
-            )
-        return self.version_id
-
-    def body(self, section: Section) -> LiveBody | None:
-        """What reads a body; None: the reader does."""
-        return None
-
-    def loaded(self) -> None:
-        """The last body has been read."""
-
-
-class Ram(Live):
-    """The RAM of a machine, as section "ram"; ``blocks`` in the order in which they are listed."""
-
-    def __init__(self, blocks: list[RamBlock], priority: int = 100) -> None:
-        super().__init__(
-            RAM_IDSTR, 0, version_id=RAM_VERSION, minimum_version_id=1, priority=priority
-        )
-        self.blocks: Final = blocks
-        self.page_size: Final = blocks[0].page_size if blocks else RAM_PAGE_SIZE_DEFAULT
-        self.sink: Final = RamLoader(blocks)
-        self._saver: RamSaver | None = None
-        self._version = RAM_VERSION
-
-    def in_parts(self, form: Format) -> bool:
-        return form.dialect.ram_version >= 3
-
-    def written_version(self, form: Format) -> int:
-        version = form.dialect.ram_version
-        if version < RAM_VERSION and len(self.blocks) != 1:
-            raise CannotExpressError(
-                f"RAM version {version} has no block names, and there are {len(self.blocks)} blocks"
-            )
-        if version < 3:
-            size = self.blocks[0].used_length
-            if size >= 1 << 32:
-                raise CannotExpressError(
-                    f"RAM version {version} has 32 bits for the size of RAM, which is {size} bytes"
-                )
-        self._version = version
-        return version
-
-    def begin(self, out: Channel, form: Format, live: bool) -> None:
-        if self._version < 3:
-            save_version_2(self.blocks[0], out)
-            return
-        self._saver = RamSaver(self.blocks, self._version)
-        self._saver.begin(out, live)
-
-    def iterate(self, out: Channel, budget: int) -> int:
-        assert self._saver is not None
-        return self._saver.iterate(out, budget)
-
-    def complete(self, out: Channel) -> None:
-        assert self._saver is not None
-        self._saver.complete(out)
-
-    def cancel(self) -> None:
-        if self._saver is not None:
-            self._saver.end()
-            self._saver = None
-
-    @property
-    def left(self) -> int:
-        if self._saver is None:
-            return sum(block.used_length for block in self.blocks)
-        return self._saver.left
-
-    def check(self, event: RamBlocks) -> None:
-        """Refuse blocks that the machine does not have; raises ``StreamError``."""
-        sizes = {block.name: block.used_length for block in self.blocks}
-        if len(self.blocks) == 1:
-            sizes.setdefault(RAM_UNNAMED_BLOCK, self.blocks[0].used_length)
-        for name, used in event.blocks:
-            if name not in sizes:
-                raise stream_error(
-                    "ram.block.unknown",
-                    event.offset,
-                    RAM_IDSTR,
-                    f"the machine has no block {name!r}",
-                )
-            if used != sizes[name]:
-                raise stream_error(
-                    "ram.block.size",
-                    event.offset,
-                    RAM_IDSTR,
-                    f"block {name!r} of {used:#x} bytes, the machine's has {sizes[name]:#x}",
-                )
-
-    def loaded(self) -> None:
-        self.sink.mark()
-
-
-class Registry:
-    """What is savable, in the order of registration."""
-
-    def __init__(self) -> None:
-        self.entries: list[Savable] = []
-        self._by_key: dict[tuple[str, int], Savable] = {}
-
-    def register(self, savable: Savable) -> None:
-        """Add ``savable``; raises ``ValueError`` where its idstr and instance id are taken."""
-        instances = [e.instance_id or 0 for e in self.entries if e.idstr == savable.idstr]
-        if savable.instance_id is None:
-            savable.instance_id = max(instances, default=-1) + 1
-        key = savable.idstr, savable.instance_id
-        if key in self._by_key:
-            raise ValueError(f"instance {key[1]} of {key[0]!r} is registered already")
-        savable.section_id = len(self.entries)
-        self.entries.append(savable)
-        self._by_key[key] = savable
-
-    def ordered(self) -> list[Savable]:
-        """In the order in which sections are written."""
-        return sorted(self.entries, key=lambda entry: -entry.priority)
-
-    def find(self, idstr: str, instance_id: int) -> Savable | None:
-        """The entry of a section."""
-        return self._by_key.get((idstr, instance_id))
-
-    def has(self, idstr: str) -> bool:
-        """Whether any instance is registered."""
-        return any(entry.idstr == idstr for entry in self.entries)
 
 
 @dataclass
@@ -528,6 +299,7 @@ class Saver:
 def _body(device: Device) -> tuple[dict[str, Any], bytes]:
     """Layout and bytes of a device's state."""
     layout = device.layout(device.version_id)
+    assert layout is not None
     state = device.save()
     return layout, state if isinstance(state, bytes) else vmstate.encode(layout, state)
 
@@ -596,6 +368,12 @@ async def save_async(
             await _ready(channel)
             saver.iterate()
             yield saver.progress()
+        saver.stop()
+        # What is left goes out as the channel takes it: ``complete`` would have it wait in memory.
+        while saver.left > _TURN:
+            await _ready(channel)
+            saver.iterate()
+            yield saver.progress()
         left = saver.complete()
         while left:
             yield saver.progress()
@@ -609,26 +387,31 @@ async def save_async(
 
 async def _ready(channel: Channel) -> None:
     """Let others run until the channel takes more."""
-    if not channel.frozen:
-        await asyncio.sleep(channel.rate_wait)
-        return
+    while channel.frozen:
+        await _descriptor(channel, writing=True)
+        channel.notify()
+    await asyncio.sleep(channel.rate_wait)
+
+
+async def _descriptor(channel: Channel, *, writing: bool) -> None:
+    """Wait until the transport is ready, or for a moment where nothing tells when it is."""
     descriptor = channel.fileno()
     if descriptor < 0:
         await asyncio.sleep(_PAUSE)
+        return
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    if writing:
+        loop.add_writer(descriptor, ready.set)
     else:
-        loop = asyncio.get_running_loop()
-        writable = loop.create_future()
-        loop.add_writer(descriptor, _wake, writable)
-        try:
-            await writable
-        finally:
+        loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        if writing:
             loop.remove_writer(descriptor)
-    channel.notify()
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+        else:
+            loop.remove_reader(descriptor)
 
 
 class _Checks(Handlers):
@@ -671,8 +454,10 @@ class _Checks(Handlers):
             return entry.body(section)
         assert isinstance(entry, Device)
         layout = entry.layout(section.version_id)
+        if layout is None or "vmsd_name" in layout:
+            return layout
         # Without a name it would be a schema, not an entry of a description.
-        return layout if "vmsd_name" in layout else {"name": entry.idstr, **layout}
+        return {"name": entry.idstr, **layout}
 
     def _go_on(self, section: Section) -> Savable:
         entry = self._begun.get(section.section_id)
@@ -855,19 +640,50 @@ def load(
     if nothing was changed.
     """
     loader = Loader(registry, machine_name)
-    was_running = machine is not None and machine.running
-    if machine is not None and was_running:
-        machine.stop()
-    try:
+    with _stopped(loader, machine):
         while chunk := channel.read_chunk():
             loader.feed(chunk)
-        if channel.error:
-            raise LoadError(ChannelError(channel.error, channel.end), loader.applied)
-        loader.finish()
-    except LoadError as e:
-        if machine is not None and was_running and not e.applied:
+        _finish(loader, channel)
+    return loader
+
+
+async def load_async(
+    registry: Registry,
+    channel: Channel,
+    machine: Machine | None = None,
+    *,
+    machine_name: str | None = None,
+) -> Loader:
+    """As ``load``, from a channel that does not block."""
+    loader = Loader(registry, machine_name)
+    with _stopped(loader, machine):
+        while channel.end is End.OPEN:
+            if chunk := channel.read_chunk():
+                loader.feed(chunk)
+                await asyncio.sleep(0)
+            elif channel.end is End.OPEN:
+                await _descriptor(channel, writing=False)
+        _finish(loader, channel)
+    return loader
+
+
+def _finish(loader: Loader, channel: Channel) -> None:
+    if channel.error:
+        raise LoadError(ChannelError(channel.error, channel.end), loader.applied)
+    loader.finish()
+
+
+@contextmanager
+def _stopped(loader: Loader, machine: Machine | None) -> Iterator[None]:
+    """The machine is stopped; what happens to it then depends on what was changed."""
+    if machine is None or not machine.running:
+        yield
+        return
+    machine.stop()
+    try:
+        yield
+    except BaseException:
+        if not loader.applied:
             machine.resume()
         raise
-    if machine is not None and was_running:
-        machine.resume()
-    return loader
+    machine.resume()

@@ -133,14 +133,14 @@ def test_verify_reports_every_broken_rule(tmp_path: Path) -> None:
     assert result["problems"][-1]["offset"] == len(data) - 4
 
 
-def test_a_rule_broken_by_every_page_is_told_a_hundred_times() -> None:
+def test_a_rule_broken_by_every_page_is_told_three_times() -> None:
     data = guest(zero(0, "r"), *(zero(P * i, fill=7) for i in range(1, 500)), size=500 * P)
     for command in ("verify", "inspect"):
         done = savevm(command, "-", stdin=data)
         assert done.returncode == 0
         said = (done.stdout + done.stderr).decode()
-        assert said.count("page filled with 0x7 (QEMU 8.2 and later refuse") == 100
-        assert "-: note: 399 more of the kind [ram.zero.fill]" in said
+        assert said.count("page filled with 0x7 (QEMU 8.2 and later refuse") == 3
+        assert "-: note: 496 more of the kind [ram.zero.fill]" in said
 
 
 def test_verify_reads_a_pipe_in_bounded_memory() -> None:

@@ -24,6 +24,7 @@ from savevm.savevm import (
     Registry,
     Saver,
     load,
+    load_async,
     save,
     save_async,
 )
@@ -595,20 +596,25 @@ def test_a_machine_is_saved_over_a_socket_that_blocks_now_and_then() -> None:
     source = Board(ram=[RamBlock("pc.ram", 1024 * PAGE)])
     source.blocks[0].write(0, random.Random(5).randbytes(1024 * PAGE))
     pair = Pair()
+    held = 0
 
     async def run() -> list[Any]:
+        nonlocal held
         steps = []
         async for progress in save_async(
             source.registry, pair.channel, Format(machine="board"), source
         ):
             steps.append(progress)
+            held = max(held, pair.channel.held_back)
             if len(steps) == 2:
                 pair.thread.start()
         return steps
 
     steps = asyncio.run(run())
     data = pair.finish()
-    assert steps[0].phase == "live"
+    assert [step.phase for step in steps[:2]] == ["live", "live"]
+    # What the socket does not take stays where it is.
+    assert held < 2 << 20
     assert steps[-1].phase == "completed"
     assert steps[-1].left == 0
     assert steps[-1].written == len(data)
@@ -672,3 +678,46 @@ def test_the_rate_limit_holds_on_a_socket() -> None:
     speed = asyncio.run(run())
     pair.finish()
     assert speed / rate < 1.1
+
+
+def test_a_machine_is_loaded_from_a_socket_that_has_nothing_now_and_then() -> None:
+    source = scribbled(Board())
+    data = saved(source)
+    ours, theirs = socket.socketpair()
+    target = scribbled(Board(), seed=2)
+
+    async def write() -> None:
+        loop = asyncio.get_running_loop()
+        theirs.setblocking(False)
+        for start in range(0, len(data), 50_000):
+            await loop.sock_sendall(theirs, data[start : start + 50_000])
+            await asyncio.sleep(0.001)
+        theirs.close()
+
+    async def run() -> Loader:
+        channel = Channel(Socket(ours, "pair", blocking=False), blocking=False)
+        writer = asyncio.ensure_future(write())
+        loader = await load_async(target.registry, channel, target)
+        await writer
+        channel.close()
+        return loader
+
+    assert asyncio.run(run()).missing == []
+    assert target.memory() == source.memory()
+    assert target.running
+
+
+def test_a_load_that_is_cancelled_before_anything_changed_lets_the_machine_run() -> None:
+    ours, theirs = socket.socketpair()
+    target = Board()
+
+    async def run() -> None:
+        channel = Channel(Socket(ours, "pair", blocking=False), blocking=False)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(load_async(target.registry, channel, target), 0.02)
+        channel.close()
+
+    asyncio.run(run())
+    theirs.close()
+    assert target.running
+    assert target.stops == 1

@@ -16,7 +16,19 @@ from savevm_conformance.generate.model import (
     seed_source,
 )
 from savevm_conformance.seeds import fill_offsets
-from savevm_conformance.wire import PAGE, ZERO, Wire, be16, be32, be64, counted, pattern
+from savevm_conformance.wire import (
+    PAGE,
+    ZERO,
+    Wire,
+    be16,
+    be32,
+    be64,
+    counted,
+    pattern,
+    split,
+    stored,
+    tagged,
+)
 
 HAND = "generator"
 UNDESCRIBED, UNDELIMITED = "section.body.undescribed", "stream.undelimited"
@@ -67,8 +79,13 @@ def accepts() -> dict[str, Vector]:
         _vmstate,
         _vmdesc,
         _ram,
+        _ram_plain,
+        _ram_chunked,
+        _ram_words,
+        _block,
         _htab,
         _storage_attributes,
+        _known,
         _stream,
         _legacy,
         _limit,
@@ -611,21 +628,414 @@ def _ram() -> Iterator[Vector]:
         "Pages of 4096 bytes, as the description says.",
         "ram.page.misaligned",
     )
-    wire = Wire().header().machine().section(1, 2, b"ram", 0, 3).put(be64(0x1004) + be64(0x10))
-    wire.marks["body"] = wire.marks["ram.version"]._replace(offset=len(wire.data) - 16)
-    yield accept(
-        "ram/version-3",
-        wire.footer(2).eof(),
-        "Version 3, which a reader of version 4 treats as a body that nothing describes.",
-        UNDESCRIBED,
-        findings=found(wire, "body", UNDESCRIBED, section="ram"),
-    )
     wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks().end_of_section()
     yield accept(
         "ram/no-blocks",
         wire.footer(2).again(3, 2, "end").end_of_section().footer(2).eof(),
         "A block list with the total 0, which lists nothing.",
         "ram.blocks.total",
+    )
+
+
+# RAM without block names (until 0.12)
+
+PAGES = (pattern(4096), 0, 0x5A, bytes(4096))
+BLOCKS = tuple(pattern(5120)[1024 * n : 1024 * (n + 1)] for n in (0, 1, 2, 4))
+TEXT = tagged(*BLOCKS)
+# What zlib makes of the plain text of 4 blocks of zeros.
+ZEROS_COMPRESSED = bytes.fromhex("789cedc101010000008220ffaf6e4840010000000f0610040001")
+
+
+def timer(wire: Wire, number: int = 9, version: int = 2) -> Wire:
+    """A device of the time that says nothing of itself, in 24 bytes.  Mark: timer.body."""
+    return wire.section(4, number, b"timer", 0, version).put(pattern(24), "timer.body")
+
+
+def _ram_plain() -> Iterator[Vector]:
+    yield accept(
+        "ram/v1-record",
+        Wire()
+        .header(1)
+        .record(b"ram", 0, 1, Wire().plain_ram(*PAGES))
+        .record(b"timer", 0, 1, pattern(16)),
+        "RAM of version 1 in its record: a page with contents, one of zeros, a filled one and one "
+        "of zeros that is sent whole.",
+        "ram.size",
+        "ram.page.tag",
+        "record.body.outside",
+        dialect="v1",
+    )
+    yield accept(
+        "ram/v1-empty",
+        Wire().header(1).record(b"ram", 0, 1, Wire().plain_ram()),
+        "A RAM of version 1 of no bytes.",
+        "ram.size",
+        dialect="v1",
+    )
+    body = Wire().plain_ram(*PAGES).put(b"rest", "rest")
+    wire = Wire().header(1).record(b"ram", 0, 1, body).record(b"timer", 0, 1, pattern(16))
+    yield accept(
+        "ram/v1-rest",
+        wire,
+        "Four bytes of the record behind RAM of version 1, which are reported.",
+        "record.body.rest",
+        findings=found(wire, "rest", "record.body.rest", section="ram"),
+        dialect="v1",
+    )
+    again = Wire().plain_ram(0, pattern(4096), 0, 0)
+    yield accept(
+        "ram/v1-repeated",
+        Wire().header(1).record(b"ram", 0, 1, Wire().plain_ram(*PAGES)).record(b"ram", 0, 1, again),
+        "RAM of version 1 twice, of the same size; what the second says holds.",
+        "ram.size.differs",
+        dialect="v1",
+    )
+    records = Wire().record(b"ram", 0, 1, Wire().plain_ram(*PAGES))
+    yield accept(
+        "ram/v1-in-version-2",
+        Wire().header(2).put(be64(len(records.data)), "total").append(records),
+        "RAM of version 1 in a stream of version 2.",
+        "ram.page.tag",
+        dialect="v2",
+    )
+    wire = Wire().header().section(4, 1, b"ram", 0, 1).append(Wire().plain_ram(*PAGES))
+    yield accept(
+        "ram/v1-section",
+        timer(wire).eof(),
+        "RAM of version 1 in a section of version 3, which it delimits itself.",
+        "ram.truncated",
+        "ram.size",
+        "ram.page.tag",
+        dialect="v3-2008",
+    )
+
+
+def v2_of(*records: Wire) -> Wire:
+    """Version 2 with these records."""
+    size = sum(len(record.data) for record in records)
+    wire = Wire().header(2).put(be64(size), "total")
+    for record in records:
+        wire.append(record)
+    return wire
+
+
+def chunked_record(size: int, *chunks: bytes, rest: bytes = b"") -> Wire:
+    """The record "ram" of version 2.  Marks: those of `Wire.chunked_ram`, rest."""
+    return Wire().record(b"ram", 0, 2, Wire().chunked_ram(size, *chunks).put(rest, "rest"))
+
+
+TIMER = Wire().record(b"timer", 0, 2, pattern(24))
+
+
+def _ram_chunked() -> Iterator[Vector]:
+    yield accept(
+        "ram/v2-record",
+        v2_of(chunked_record(4096, *split(stored(TEXT), 4096)), TIMER),
+        "RAM of version 2 in its record: the longest chunk, and what is left.",
+        "ram.size",
+        "ram.page.tag",
+        "ram.chunk.magic",
+        "ram.chunk.length",
+        "ram.chunk.data",
+        "record.body.outside",
+        dialect="v2",
+    )
+    yield accept(
+        "ram/v2-compressed",
+        v2_of(chunked_record(4096, ZEROS_COMPRESSED)),
+        "RAM of version 2 that is smaller when compressed.",
+        "ram.chunk.data",
+        dialect="v2",
+    )
+    yield accept(
+        "ram/v2-split-anywhere",
+        v2_of(chunked_record(4096, *split(stored(TEXT), 1, 1, 5, 1, 1023, 2, 1024, 1))),
+        "Chunks that end anywhere: in the zlib header, behind a tag, before one, in a block.",
+        "ram.chunk.length",
+        dialect="v2",
+    )
+    packed = stored(TEXT)
+    yield accept(
+        "ram/v2-ends-late",
+        v2_of(chunked_record(4096, *split(packed, 3000, len(packed) - 3004, 1, 2)), TIMER),
+        "The zlib stream ends two chunks behind the one with the last block.",
+        "ram.chunk.data",
+        dialect="v2",
+    )
+    yield accept(
+        "ram/v2-unfinished",
+        v2_of(chunked_record(4096, *split(packed[:-4], 2048)), TIMER),
+        "All blocks are there, and the record ends before the zlib stream does.",
+        "record.body.outside",
+        "ram.chunk.data",
+        dialect="v2",
+    )
+    yield accept(
+        "ram/v2-empty",
+        v2_of(chunked_record(0), TIMER),
+        "A RAM of version 2 of no bytes without any chunk.",
+        "ram.size",
+        dialect="v2",
+    )
+    yield accept(
+        "ram/v2-empty-stream",
+        v2_of(chunked_record(0, stored(b""))),
+        "A RAM of version 2 of no bytes, and a zlib stream that holds as much.",
+        "ram.chunk.data",
+        dialect="v2",
+    )
+    wire = v2_of(chunked_record(4096, *split(packed, 2048), rest=b"\xfa\xberest"), TIMER)
+    yield accept(
+        "ram/v2-rest",
+        wire,
+        "Bytes of the record behind the end of the zlib stream, which are reported; that they "
+        "begin like a chunk does not matter.",
+        "record.body.rest",
+        findings=found(wire, "rest", "record.body.rest", section="ram"),
+        dialect="v2",
+    )
+    wire = Wire().header().section(4, 1, b"ram", 0, 2)
+    yield accept(
+        "ram/v2-section",
+        timer(wire.append(Wire().chunked_ram(4096, *split(packed, 2000, 1000)))).eof(),
+        "RAM of version 2 in a FULL section, as svn r5434 sends it.",
+        "ram.truncated",
+        "ram.size",
+        "ram.chunk.magic",
+        "ram.chunk.length",
+        dialect="v3-2008",
+    )
+    wire = Wire().header().section(4, 1, b"ram", 0, 2)
+    yield accept(
+        "ram/v2-section-unfinished",
+        timer(wire.append(Wire().chunked_ram(4096, *split(packed[:-1], 2048)))).eof(),
+        "RAM of version 2 whose zlib stream has not ended where the next section begins.",
+        "ram.chunk.data",
+        dialect="v3-2008",
+    )
+
+
+def unnamed_ram(wire: Wire, number: int = 2) -> Wire:
+    """START, PART and END of a ram section of version 3 with 8 pages.
+
+    Marks: blocks (the size), {start,part,end}.eos, and those of `Wire`.
+    """
+    wire.section(1, number, b"ram", 0, 3).word(0x8004, "blocks").word(0x10, "start.eos")
+    wire.again(2, number, "part").word(ZERO).put(b"\0", "fill")
+    wire.word(0x1000 | ZERO).put(b"\x5a", "fill").word(0x2000 | PAGE)
+    wire.put(pattern(4096), "content").word(0x10, "part.eos")
+    wire.again(3, number, "end").word(0x7000 | PAGE).put(bytes(4096), "content")
+    return wire.word(0x1000 | ZERO).put(b"\0", "fill").word(0x10, "end.eos")
+
+
+def _ram_words() -> Iterator[Vector]:
+    yield accept(
+        "ram/v3-live",
+        timer(unnamed_ram(Wire().header())).eof(),
+        "RAM of version 3: words as in version 4, without block names; a page that was filled "
+        "becomes zero in the END.",
+        "ram.truncated",
+        "ram.flags.combination",
+        "ram.flags.unsupported",
+        "ram.page.misaligned",
+        "ram.page.outside-block",
+        dialect="v3-ram3",
+    )
+    for name, size, kind in (("1-kib", 1024, ZERO), ("8-kib", 8192, PAGE)):
+        content = b"\0" if kind == ZERO else pattern(size)
+        wire = Wire().header().section(1, 2, b"ram", 0, 3).word(size * 4 | 4, "blocks")
+        wire.word(kind).put(content).word(size | kind).put(content).word(0x10, "eos")
+        yield accept(
+            f"ram/v3-page-size-{name}",
+            wire.eof(),
+            f"RAM of version 3 in pages of {size} bytes, told only by where the second page record "
+            "stands.",
+            "ram.page.misaligned",
+            dialect="v3-ram3",
+        )
+    wire = Wire().header().section(1, 2, b"ram", 0, 3).word(0x2004, "blocks").word(ZERO)
+    wire.put(b"\0").word(0x2004, "blocks").word(0x10, "start.eos")
+    wire.again(3, 2, "end").word(0x2004, "blocks").word(0x10, "end.eos")
+    yield accept(
+        "ram/v3-size-repeated",
+        wire.eof(),
+        "RAM of version 3 that states its size three times.",
+        "ram.size.differs",
+        dialect="v3-ram3",
+    )
+    mixed = Wire().header().section(4, 1, b"ram", 0, 1).append(Wire().plain_ram(0, 0x11))
+    mixed.section(4, 2, b"ram", 0, 3).word(0x2004, "blocks")
+    mixed.word(0x1000 | PAGE).put(pattern(4096)).word(0x10, "eos")
+    yield accept(
+        "ram/v1-then-v3",
+        mixed.eof(),
+        "Two ram sections, of version 1 and of version 3, which are of the same block.",
+        "ram.size.differs",
+        dialect="v3-2008",
+    )
+    wire = Wire().header().machine().section(1, 2, b"ram", 0, 3).word(0x1004, "blocks")
+    yield accept(
+        "ram/version-3",
+        wire.word(0x10, "eos").footer(2).eof(),
+        "RAM of version 3 in a stream with configuration and footers.",
+        "ram.size.differs",
+    )
+
+
+def disks(wire: Wire, number: int = 1) -> Wire:
+    """START, PART and END of a block section: two disks, whose pieces are all zero.
+
+    Marks: device, device.name, progress, {start,part,end}.eos.
+    """
+
+    def device(sector: int, name: bytes) -> None:
+        wire.word(sector << 9 | 9, "device").name(name, "device.name")
+
+    wire.section(1, number, b"block", 0, 1).word(4, "progress").word(2, "start.eos")
+    wire.again(2, number, "part")
+    device(0, b"ide0-hd0")
+    device(2048, b"ide0-hd0")
+    wire.word(50 << 9 | 4, "progress")
+    device((1 << 55) - 2048, b"")
+    wire.word(2, "part.eos")
+    wire.again(3, number, "end").word(100 << 9 | 4, "progress")
+    return wire.word(7 << 9 | 2, "end.eos")
+
+
+def _block() -> Iterator[Vector]:
+    yield accept(
+        "block/disks",
+        timer(disks(Wire().header())).eof(),
+        "Pieces of two disks that are zero, one without a name, and how far it got; the last word "
+        "has a sector that says nothing.",
+        "block.truncated",
+        "block.flags",
+        dialect="v3-2008",
+    )
+    wire = Wire().header().machine().section(1, 1, b"block", 0, 1).word(2, "eos").footer(1)
+    yield accept(
+        "block/nothing",
+        wire.again(3, 1, "end").word(2, "end.eos").footer(1).eof(),
+        "A block section without disks, with footers.",
+        "block.truncated",
+    )
+
+
+# Devices whose layout a reader knows, in streams that describe nothing
+
+
+def device(wire: Wire, number: int, idstr: bytes, version: int, body: bytes) -> Wire:
+    """A FULL section without footer.  Mark: <idstr>.body."""
+    wire.section(4, number, idstr, 0, version)
+    return wire.put(body, f"{idstr.decode('latin-1')}.body")
+
+
+def cpu_state(size: int, format_at: int, format: int = 0) -> bytes:
+    """``size`` bytes of state of version 4 of an x86 processor, with its fpregs_format there."""
+    state = bytearray(pattern(size))
+    state[format_at : format_at + 2] = be16(format)
+    return bytes(state)
+
+
+CPU_I386, CPU_X86_64 = cpu_state(492, 50), cpu_state(860, 154)
+# irq_base, read_reg_select and so on, in 16 bytes; until 0.8.2 there was one less.
+PIC = pattern(16)
+PS2 = pattern(284)
+LED_STATE = b"\x05" + counted(b"ps2kbd/ledstate")
+
+
+def _known() -> Iterator[Vector]:
+    def known(
+        name: str, wire: Wire, description: str, *rules: str, findings: tuple[Finding, ...] = ()
+    ) -> Vector:
+        return accept(
+            f"vmstate/known-{name}",
+            wire,
+            description,
+            *(rules or ("vmstate.truncated",)),
+            findings=findings,
+            dialect="v3-2008",
+        )
+
+    wire = timer(Wire().header(), 0)
+    device(wire, 1, b"cpu_common", 1, be32(0) + be32(2))
+    yield known(
+        "devices",
+        device(wire, 2, b"i2c_bus", 1, b"\0").eof(),
+        "Devices that a reader knows, with neither footer nor description: what is known of them "
+        "says where they end.",
+    )
+    for name, body in (
+        ("i386", CPU_I386),
+        ("x86-64", CPU_X86_64),
+        ("i386-format-1", cpu_state(476, 50, 1)),
+    ):
+        yield known(
+            f"cpu-{name}",
+            timer(device(Wire().header(), 3, b"cpu", 4, body)).eof(),
+            "Version 4 of cpu has a layout for each target, and floating point registers of a size "
+            f"that a field before them tells; this one has {len(body)} bytes.",
+        )
+    for name, size in (("16", 16), ("15", 15)):
+        yield known(
+            f"i8259-{name}",
+            device(Wire().header(), 1, b"i8259", 1, PIC[:size]).eof(),
+            f"Version 1 of i8259 has two layouts; of {name} bytes it is the one behind which the "
+            "last byte is an EOF mark.",
+        )
+    wire = device(Wire().header(), 1, b"i8259", 1, PIC[:15])
+    yield known(
+        "layout-by-part",
+        device(wire.again(2, 1, "part").put(PIC[:15], "part.body"), 2, b"i2c_bus", 1, b"\1").eof(),
+        "The layout is the one behind which a PART of a section begins that began before, then the "
+        "one behind which a FULL does.",
+        "section.id.unknown",
+    )
+    wire = device(Wire().header(), 1, b"ps2kbd", 3, PS2)
+    wire.put(LED_STATE, "led").put(be32(3), "led.version").put(be32(0xFFFFFFFF), "level")
+    yield known(
+        "subsection",
+        timer(wire).eof(),
+        "A known subsection is there if the bytes begin like it.",
+        "vmstate.subsection.version",
+    )
+    yield known(
+        "subsection-absent",
+        timer(device(Wire().header(), 1, b"ps2kbd", 3, PS2)).eof(),
+        "A known subsection that is not there.",
+        "vmstate.subsection.version",
+    )
+    changed = b"\x05" + counted(b"fdrive/media_changed") + be32(1) + b"\1"
+    floppies = pattern(538) + b"\x02" + b"\1\2\3" + changed + b"\4\5\6"
+    yield known(
+        "count-and-nested-subsection",
+        timer(device(Wire().header(), 1, b"fdc", 2, floppies)).eof(),
+        "As many drives as a field says, the first with a subsection of its own.",
+    )
+    for name, count, body in (("four", 4, be32(1) * 4), ("negative", -4, b"")):
+        yield known(
+            f"count-{name}",
+            device(Wire().header(), 1, b"PCIBUS", 1, be32(count & 0xFFFFFFFF) + body).eof(),
+            f"An array of as many elements as the field before it says, which is {count}.",
+        )
+    wire = Wire().header()
+    for number, version, levels in ((1, 2, be32(9) * 4), (2, 1, b"")):
+        body = be32(version) + pattern(256) + levels + b"\1"
+        device(wire, number, b"0000:00:00.0/I440FX", 3, body)
+    yield known(
+        "path-and-condition",
+        wire.eof(),
+        "A device path before the name; a field that is there in version 2 of an inner structure "
+        "and not in version 1.",
+    )
+    wire = timer(Wire().header(), 0)
+    wire.section(4, 1, b"timer", 0, 3).put(pattern(24), "body").eof()
+    yield known(
+        "version-unknown",
+        wire,
+        "A known device, and then a version of it that is not known, which reaches to the end.",
+        "stream.undelimited",
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="timer"),
     )
 
 
@@ -682,24 +1092,24 @@ def _stream() -> Iterator[Vector]:
         "stream.trailing-data",
         findings=found(wire, "tail", "stream.trailing-data"),
     )
-    wire = Wire().header().section(4, 0, b"timer", 0, 2).put(bytes(24), "body").eof()
+    wire = Wire().header().section(4, 0, b"board", 0, 2).put(bytes(24), "body").eof()
     yield accept(
         "stream/undelimited",
         wire,
-        "A body without footer or description reaches to the end, and so does the EOF mark in it.",
+        "A body of which nothing is known reaches to the end, and so does the EOF mark in it.",
         "stream.undelimited",
         "stream.eof-mark",
-        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="timer"),
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="board"),
         dialect="v3-2008",
     )
-    wire = Wire().header().section(4, 7, b"fdc", 0, 1)
+    wire = Wire().header().section(4, 7, b"board", 0, 1)
     wire.put(b"\x01", "body").footer(7).eof()
     yield accept(
         "stream/undelimited-with-footer-lookalike",
         wire,
         "What looks like a footer delimits nothing in a stream without configuration.",
         "stream.undelimited",
-        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="fdc"),
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="board"),
         dialect="v3-2008",
     )
     wire = Wire().header().machine().section(4, 7, b"fdc", 0, 1)
@@ -707,18 +1117,19 @@ def _stream() -> Iterator[Vector]:
     yield accept(
         "stream/configured-and-undelimited",
         wire,
-        "A body without footer in a stream that has a configuration.",
+        "A body without footer in a stream that has a configuration, where a footer was to come: "
+        "what is known of the device is not asked.",
         "stream.undelimited",
         findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="fdc"),
     )
     wire = live_ram(Wire().header(), footers=False)
-    wire.section(4, 0, b"timer", 0, 2).put(b"\x7e", "body").eof()
+    wire.section(4, 0, b"board", 0, 2).put(b"\x7e", "body").eof()
     yield accept(
         "stream/ram-then-undelimited",
         wire,
         "Live RAM without footers, then a body that nothing delimits.",
         "stream.undelimited",
-        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="timer"),
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="board"),
         dialect="v3-ram4",
     )
 
@@ -751,6 +1162,30 @@ def _legacy() -> Iterator[Vector]:
         v2(),
         "Two records of version 2.",
         "record.outside-total",
+        "record.truncated",
+        dialect="v2",
+    )
+    wire = Wire().header(1)
+    for number, idstr, version, body in (
+        (1, b"board", 1, pattern(30)),
+        (0, b"timer", 1, pattern(17)),
+        (0, b"timer", 3, pattern(16)),
+        (0x20, b"i8259", 1, PIC),
+        (0xA0, b"i8259", 1, PIC[:15]),
+    ):
+        wire.record(idstr, number, version, body)
+    yield accept(
+        "legacy/v1-known-by-length",
+        wire,
+        "Records of a device that is not known, of known ones with a byte too many and in another "
+        "version, and of one with two layouts, of which the length tells the right one.",
+        "record.truncated",
+        dialect="v1",
+    )
+    yield accept(
+        "legacy/v2-cpu",
+        v2_of(Wire().record(b"cpu", 0, 4, CPU_I386), Wire().record(b"cpu", 1, 4, CPU_X86_64)),
+        "Records of processors of two targets, of which the length tells the right layout.",
         "record.truncated",
         dialect="v2",
     )
@@ -944,77 +1379,44 @@ def _real_history() -> Iterator[Vector]:
         "record.outside-total",
         dialect="v2",
     )
-    for name, seed_name, what, head, section, dialect in (
+    for name, seed_name, what, dialect in (
+        ("v3-r5434", "v3-r5434", "The first version 3, from svn r5434: FULL sections.", "v3-2008"),
+        ("v3-r5478", "v3-r5478", "The first live migration, from svn r5478.", "v3-ram3"),
+        ("v3-0.10.6", "v3-0.10.6", "Version 3 as QEMU 0.10.6 wrote it.", "v3-ram3"),
+        ("v3-0.12.5", "v3-0.12.5", "RAM and a disk, live, as QEMU 0.12.5 wrote them.", "v3-ram3"),
+        ("v3-0.14.1", "v3-0.14.1", "Version 3 as QEMU 0.14.1 wrote it.", "v3-ram4"),
         (
-            "legacy/v3-r5434",
-            "v3-r5434",
-            "The first version 3: FULL sections that nothing delimits.",
-            b"\4\0\0\0\0\5timer\0\0\0\0\0\0\0\2",
-            "timer",
-            "v3-2008",
-        ),
-        (
-            "legacy/v3-r5478",
-            "v3-r5478",
-            "The first live migration: ram version 3, which nothing delimits for a reader of 4.",
-            b"\1\0\0\0\1\3ram\0\0\0\0\0\0\0\3",
-            "ram",
-            "v3-2008",
-        ),
-        (
-            "legacy/v3-0.10.6",
-            "v3-0.10.6",
-            "Version 3 as QEMU 0.10.6 wrote it, with ram version 3.",
-            b"\1\0\0\0\1\3ram\0\0\0\0\0\0\0\3",
-            "ram",
-            "v3-2008",
-        ),
-        (
-            "legacy/v3-0.14.1",
-            "v3-0.14.1",
-            "QEMU 0.14.1 begins with block migration, which nothing delimits.",
-            b"\1\0\0\0\1\5block\0\0\0\0\0\0\0\1",
-            "block",
-            "v3-2008",
-        ),
-        (
-            "legacy/pseries-2.1",
-            "pseries-2.1-7.2",
-            "A machine of 2.1 in QEMU 7.2: no configuration, no footers, no description.",
-            b"\4\0\0\0\0\5timer\0\0\0\0\0\0\0\2",
-            "timer",
-            "v3-ram4",
-        ),
-        (
-            "legacy/v3-0.14.1-without-block",
+            "v3-0.14.1-without-block",
             "v3-0.14.1-no-block",
-            "Live RAM with block names as QEMU 0.14.1 wrote it, then what nothing delimits.",
-            b"\4\0\0\0\0\5timer\0\0\0\0\0\0\0\2",
-            "timer",
+            "Live RAM with block names as QEMU 0.14.1 wrote it.",
             "v3-ram4",
         ),
         (
-            "legacy/v3-1.0-rc2-without-block",
+            "v3-1.0-rc2-without-block",
             "v3-1.0-rc2-no-block",
-            "Many rounds of live RAM as QEMU 1.0-rc2 wrote them, then what nothing delimits.",
-            b"\4\0\0\0\0\5timer\0\0\0\0\0\0\0\2",
-            "timer",
+            "Many rounds of live RAM as QEMU 1.0-rc2 wrote them.",
             "v3-ram4",
         ),
     ):
-        wire = seed(seed_name).find("body", head, len(head))
+        wire = seed(seed_name)
         fills = fill_offsets(bytes(wire.data), 4096) if dialect == "v3-ram4" else []
         yield accept(
-            name,
+            f"legacy/{name}",
             wire,
             what,
-            UNDESCRIBED,
-            "stream.undelimited",
-            *(("ram.zero.fill",) if fills else ()),
-            findings=(
-                *(Finding("ram.zero.fill", at, "ram") for at in fills),
-                *found(wire, "body", UNDESCRIBED, UNDELIMITED, section=section),
-            ),
+            "vmstate.truncated",
+            findings=tuple(Finding("ram.zero.fill", at, "ram") for at in fills),
             dialect=dialect,
             source=seed_source(seed_name),
         )
+    head = b"\4\0\0\0\4\3ics" + bytes(7) + b"\1"
+    wire = seed("pseries-2.1-7.2").find("body", head, len(head))
+    yield accept(
+        "legacy/pseries-2.1",
+        wire,
+        "A machine of 2.1 in QEMU 7.2, with neither configuration, footers nor description: behind "
+        "timer comes what nothing delimits.",
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="ics"),
+        dialect="v3-ram4",
+        source=seed_source("pseries-2.1-7.2"),
+    )

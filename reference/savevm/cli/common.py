@@ -141,7 +141,8 @@ class Problems:
     what ended reading, if anything did.
     """
 
-    EACH: Final = 100
+    EACH: Final = 100  # kept
+    SHOWN: Final = 3  # to people
 
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
@@ -176,14 +177,17 @@ class Problems:
         return any(map(is_broken, self.entries))
 
     def lines(self, name: str) -> Iterator[str]:
-        """One line for each, and one for what was not kept."""
+        """A line for each of the first ``SHOWN`` of a rule, and one for how many more there are."""
+        lines: Counter[str] = Counter()
         for entry in self.entries:
-            yield line(name, entry)
+            lines[entry["rule"]] += 1
+            if lines[entry["rule"]] <= self.SHOWN:
+                yield line(name, entry)
         for rule, count in self.counts.items():
-            if count > self.EACH:
+            if count > self.SHOWN:
                 broken = is_broken(next(e for e in self.entries if e["rule"] == rule))
                 kind = "error" if broken else "note"
-                yield f"{shown(name)}: {kind}: {count - self.EACH} more of the kind [{rule}]"
+                yield f"{shown(name)}: {kind}: {count - self.SHOWN} more of the kind [{rule}]"
 
 
 def is_broken(problem: dict[str, Any]) -> bool:
