@@ -237,9 +237,10 @@ class Wire:
         return self
 
     def chunked_ram(self, size: int, *chunks: bytes) -> Self:
-        """RAM of version 2 of ``size`` bytes.  Marks: size, chunk, chunk.length, chunk.data."""
+        """RAM of version 2 of ``size`` bytes.  Marks: size, chunk{,.magic,.length,.data}."""
         self.put(be32(size), "size")
         for chunk in chunks:
-            self.put(b"\xfa\xbe", "chunk").put(be16(len(chunk)), "chunk.length")
+            self._mark("chunk", Mark(len(self.data), 4 + len(chunk)))
+            self.put(b"\xfa\xbe", "chunk.magic").put(be16(len(chunk)), "chunk.length")
             self.put(chunk, "chunk.data")
         return self

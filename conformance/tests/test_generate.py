@@ -22,7 +22,15 @@ from savevm_conformance.generate.model import (
     reject,
 )
 from savevm_conformance.locate import VARIABLE, vectors_directory
-from savevm_conformance.seeds import fill_offsets, pack, seeds, seeds_directory, shrink
+from savevm_conformance.seeds import (
+    drop_ram,
+    fill_offsets,
+    pack,
+    seeds,
+    seeds_directory,
+    shrink,
+    wipe_ram,
+)
 from savevm_conformance.wire import Wire
 
 
@@ -143,12 +151,45 @@ def test_seed_packs_to_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "page_size"), [("avr-7.2", 256), ("microbit-10.0", 1024), ("v3-0.14.1", 4096)]
+    ("name", "page_size"),
+    [("avr-7.2", 256), ("microbit-10.0", 1024), ("v3-0.12.5", 4096), ("v3-0.14.1", 4096)],
 )
 def test_shrinking_twice_changes_nothing(name: str, page_size: int) -> None:
     data = seeds()[name].data()
     assert shrink(data, page_size, keep=3) == data
     assert len(shrink(data, page_size, keep=1)) < len(data)
+
+
+def test_shrink_takes_disks_out() -> None:
+    wire = Wire().header().section(1, 1, b"block", 0, 1).word(4, "progress")
+    wire.word(1).name(b"hda", "name").put(bytes(1 << 20), "data").word(9).name(b"hda", "name")
+    wire.word(2).section(4, 2, b"timer", 0, 2).put(bytes(24)).eof()
+    wanted = Wire().header().section(1, 1, b"block", 0, 1).word(4).word(2)
+    wanted.section(4, 2, b"timer", 0, 2).put(bytes(24)).eof()
+    assert shrink(bytes(wire.data), 4096) == bytes(wanted.data)
+
+
+def test_ram_without_block_names_is_wiped_or_dropped() -> None:
+    page = bytes(range(256)) * 16
+    before, behind = Wire().record(b"timer", 0, 1, bytes(16)), Wire().record(b"cpu", 0, 1, b"state")
+
+    def stream(*records: Wire) -> bytes:
+        wire = Wire().header(1)
+        for record in records:
+            wire.append(record)
+        return bytes(wire.data)
+
+    full = Wire().record(b"ram", 0, 1, Wire().plain_ram(page, page, 7, page))
+    wiped = Wire().record(b"ram", 0, 1, Wire().plain_ram(0, page, 7, 0))
+    data = stream(before, full, behind)
+    assert wipe_ram(data, frozenset({0x1000})) == stream(before, wiped, behind)
+    with pytest.raises(ValueError, match="no single record"):
+        wipe_ram(stream(before, behind), frozenset())
+
+    def second(data: bytes) -> bytes:
+        return b"QEVM\0\0\0\2" + (len(data) - 8).to_bytes(8, "big") + data[8:]
+
+    assert drop_ram(second(data)) == second(stream(before, behind))
 
 
 def test_fill_offsets() -> None:

@@ -1,166 +1,213 @@
-"""Speed of `savevm verify` and `savevm extract` on large streams, as ratios to real peers.
+"""Speed of save, load, `savevm verify` and `savevm extract`, as ratios to cat and to a QEMU.
 
-Makes two streams on the spot with a QEMU: a guest with 1 GiB of random pages, and one with 8 GiB
-of zeros.  Everything lies in a RAM disk, the programs take turns, and the best of the rounds
-counts; only ratios within one run mean something.
+Two guests are made on the spot, one with 1 GiB of random pages and one with 8 GiB of zeros.
+Everything lies in a RAM disk, those who are compared take turns, and the best of the rounds counts;
+only ratios within one run mean something.  Random pages are loaded into memory that is there
+already, zeros into memory that was never touched.
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from qemu.qmp.legacy import QEMUMonitorProtocol
+from engine import Engine, Job, migrate, ram, save, shell
+from rich.console import Console
+from rich.table import Table
 
 import savevm
+from savevm_conformance.capture import CaptureError
 
 MIB = 1 << 20
 ROOTS = [str(Path(__file__).parents[2] / root) for root in ("spec", "reference")]
+# Copies of the random pages that are there at a time: files, and the memory of machines.
+COPIES = 9
+PEERS = {"file": "cat", "pipe": "cat | cat", "socket": "a read and write loop"}
+# How many times as fast as QEMU a job should be.
+AIMS = {
+    "random pages": {"load": 0.9, "save file": 1.3, "save pipe": 1.0},
+    "zero pages": {"load": 15.0, "save": 40.0},
+}
 
 
-def run(argv: list[str], *, stdout: str = os.devnull, pure: bool = False) -> tuple[float, int]:
-    """Run to success; wall-clock seconds and peak resident set in bytes.
+@dataclass
+class Row:
+    """Best times of one job, in seconds; ``peer`` copied the stream, ``qemu`` is None if unknown."""
 
-    The peak is an upper bound: Linux counts this process's own in, as it was at the start.
-    """
-    env = dict(os.environ)
-    env.pop("PYTHONPATH", None)
-    if pure:
-        env["PYTHONPATH"] = os.pathsep.join(ROOTS)
-    with open(stdout, "wb") as out:
-        start = time.perf_counter()
-        process = subprocess.Popen(argv, stdout=out, env=env)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(argv)}: exit code {process.returncode}")
-    return seconds, usage.ru_maxrss << 10
+    guest: str
+    job: str
+    over: str
+    peer: str
+    savevm: float
+    copy: float
+    qemu: float | None
+    aim: float | None = None
 
 
-class Qemu:
-    """A QEMU process and its monitor; killed at the end of the ``with`` block."""
+@dataclass
+class Guest:
+    """A machine as a stream; QEMU's command lines, for it and to load it, empty without a QEMU."""
 
-    def __init__(self, binary: str, arguments: list[str]) -> None:
-        self._directory = tempfile.TemporaryDirectory()
-        socket = f"{self._directory.name}/qmp"
-        self._monitor = QEMUMonitorProtocol(socket, server=True)
-        self._process = subprocess.Popen([binary, *arguments, "-qmp", f"unix:{socket}"])
-        self._monitor.accept(timeout=60)
-
-    def __enter__(self) -> "Qemu":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._monitor.close()
-        self._process.kill()
-        self._process.wait()
-        self._directory.cleanup()
-
-    def migrate(self, uri: str) -> None:
-        """Start writing the stream as fast as it goes."""
-        self._monitor.cmd("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
-        self._monitor.cmd("migrate", uri=uri)
-
-    def wait_for_migration(self) -> None:
-        """Until the stream is written, or loaded."""
-        while True:
-            answer = self._monitor.cmd("query-migrate")
-            assert isinstance(answer, dict)
-            if answer.get("status") == "completed":
-                return
-            if answer.get("status") == "failed":
-                raise SystemExit("bench: QEMU's migration failed")
-            time.sleep(0.002)
+    name: str
+    stream: Path
+    qemu: list[str]
+    incoming: list[str]
 
 
-def make_stream(qemu: str, arguments: list[str], path: Path) -> None:
-    with Qemu(qemu, arguments) as source:
-        source.migrate(f"exec:cat > {path}")
-        source.wait_for_migration()
-
-
-def load_in_qemu(qemu: str, arguments: list[str], path: Path | None) -> float:
-    """Seconds from QEMU's start until the stream is loaded or, without one, until it is idle."""
-    begin = time.perf_counter()
-    incoming = ["-incoming", f"exec:cat {path}"] if path else []
-    with Qemu(qemu, [*arguments, *incoming]) as destination:
-        if path:
-            destination.wait_for_migration()
-        return time.perf_counter() - begin
-
-
-def measure(name: str, stream: Path, peers: dict[str, Callable[[], float]], rounds: int) -> None:
-    best: dict[str, float] = {}
-    for _ in range(rounds):
-        for peer, job in peers.items():
-            best[peer] = min(best.get(peer, 1e9), job())
-    print(f"\n{name}: {stream.stat().st_size / MIB:.0f} MiB")
-    for peer, seconds in best.items():
-        print(f"  {peer:<28}{seconds * 1000:>9.0f} ms")
-
-    start_up = best["savevm start-up"]
-    qemu = best["QEMU -incoming"] - best["QEMU start-up"]
-
-    def ratio(ours: str, peer: str, theirs: float) -> None:
-        print(
-            f"  {ours} is {theirs / best[ours]:.2f} × as fast as {peer}, "
-            f"{theirs / (best[ours] - start_up):.2f} × without start-up"
-        )
-
-    ratio("verify", "cat > /dev/null", best["cat > /dev/null"])
-    ratio("verify", "QEMU -incoming (without start-up)", qemu)
-    ratio("verify", "verify, interpreted", best["verify, interpreted"])
-    ratio("extract", "cat > RAM disk", best["cat > RAM disk"])
-    ratio("extract", "QEMU -incoming (without start-up)", qemu)
+def make(name: str, size: int, qemu: str | None, directory: Path) -> Guest:
+    """A guest with ``size`` MiB of RAM that is as ``name`` says; raises ``CaptureError``."""
+    directory.mkdir()
+    guest = Guest(name, directory / "stream", [], [])
+    random = name == "random pages"
+    if qemu is None:
+        save(ram(size * MIB, random=random), f"file:{guest.stream}")
+        return guest
+    base = [qemu, "-M", "pc", "-nodefaults", "-display", "none", "-accel", "tcg", "-S", "-m"]
+    if random:
+        noise = directory / "noise"
+        with noise.open("wb") as out:
+            for _ in range(size // 16):
+                out.write(os.urandom(16 * MIB))
+        # The destination has its RAM from the stream, not from a loader device.
+        loader = f"loader,file={noise},addr=0x2000000,force-raw=on"
+        guest.qemu = [*base, f"{size + 64}M", "-device", loader]
+        guest.incoming = [*base, f"{size + 64}M", "-mem-prealloc"]
+    else:
+        guest.qemu = guest.incoming = [*base, f"{size}M"]
+    migrate(guest.qemu, directory, f"file:{guest.stream}")
+    return guest
 
 
 class Bench:
-    """One stream, and the programs that take turns on it."""
+    """What is measured on a guest, and what could not be."""
 
-    def __init__(self, qemu: str, directory: Path, arguments: list[str]) -> None:
-        self.qemu = qemu
-        self.directory = directory
-        self.stream = directory / "stream"
+    def __init__(self, guest: Guest, rounds: int) -> None:
+        self.guest = guest
+        self.rows: list[Row] = []
         self.peaks: dict[str, int] = {}
-        make_stream(qemu, arguments, self.stream)
-        # The destination gets its RAM from the stream, not from a loader device.
-        self.incoming = arguments[: arguments.index("-m") + 2]
+        self.missing: list[str] = []
+        self._rounds = rounds
+
+    def _best(self, jobs: Mapping[str, Job]) -> dict[str, float]:
+        best: dict[str, float] = {}
+        left = dict(jobs)
+        for _ in range(self._rounds):
+            for name, job in list(left.items()):
+                try:
+                    best[name] = min(best.get(name, 1e9), job())
+                except CaptureError as error:
+                    del left[name]
+                    self.missing.append(f"{self.guest.name}: {name}: {error}")
+        return best
+
+    def commands(self) -> None:
+        """Measure `savevm verify` and `savevm extract`, with and without their start-up."""
+        stream, directory = self.guest.stream, self.guest.stream.parent
         # A header and the EOF mark: what a run costs before it has read anything.
-        self.tiny = directory / "tiny"
-        self.tiny.write_bytes(b"QEVM\0\0\0\3\0")
-
-    def peers(self) -> dict[str, Callable[[], float]]:
-        out = self.directory / "out"
-        return {
-            "savevm start-up": partial(self.ours, "start-up", ["verify", "-q", str(self.tiny)]),
-            "cat > /dev/null": partial(self.cat, Path(os.devnull)),
-            "verify": partial(self.ours, "verify", ["verify", "-q", str(self.stream)]),
-            "cat > RAM disk": partial(self.cat, self.directory / "copy"),
-            "extract": partial(self.ours, "extract", ["extract", str(self.stream), "-o", str(out)]),
-            "QEMU -incoming": partial(load_in_qemu, self.qemu, self.incoming, self.stream),
-            "QEMU start-up": partial(load_in_qemu, self.qemu, self.incoming, None),
-            "verify, interpreted": partial(
-                self.ours, "verify, interpreted", ["verify", "-q", str(self.stream)], pure=True
+        tiny = directory / "tiny"
+        tiny.write_bytes(b"QEVM\0\0\0\3\0")
+        verify = ["verify", "-q", str(stream)]
+        jobs: dict[str, Job] = {
+            "start-up": partial(self._run, "start-up", ["verify", "-q", str(tiny)]),
+            "cat > /dev/null": partial(shell, f"cat {stream} > /dev/null"),
+            "verify": partial(self._run, "verify", verify),
+            "cat > file": partial(shell, f"cat {stream} > {directory}/written"),
+            "extract": partial(
+                self._run, "extract", ["extract", str(stream), "-o", f"{directory}/out"]
             ),
+            "verify, interpreted": partial(self._run, "verify, interpreted", verify, pure=True),
         }
+        if incoming := self.guest.incoming:
+            jobs["QEMU"] = partial(migrate, incoming, directory, f"file:{stream}", incoming=True)
+        best = self._best(jobs)
+        start_up = best["start-up"]
+        for job, less in (("verify", start_up), ("extract", start_up), ("verify, interpreted", 0)):
+            peer = "cat > file" if job == "extract" else "cat > /dev/null"
+            row = Row(self.guest.name, job, "file", peer, best[job], best[peer], best.get("QEMU"))
+            self.rows.append(row)
+            if less:
+                job += ", without start-up"
+                self.rows.append(Row(**asdict(row) | {"job": job, "savevm": row.savevm - less}))
 
-    def ours(self, label: str, argv: list[str], *, pure: bool = False) -> float:
-        seconds, self.peaks[label] = run([sys.executable, "-m", "savevm.cli", *argv], pure=pure)
-        shutil.rmtree(self.directory / "out", ignore_errors=True)
+    def _run(self, label: str, argv: list[str], *, pure: bool = False) -> float:
+        """Seconds of a command; its peak memory is an upper bound.
+
+        Linux counts this process's own in, as it was at the start.
+        """
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        if pure:
+            env["PYTHONPATH"] = os.pathsep.join(ROOTS)
+        command = [sys.executable, "-m", "savevm.cli", *argv]
+        begin = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+        self.peaks[label] = usage.ru_maxrss << 10
+        for path in (self.guest.stream.with_name("out"), self.guest.stream.with_name("written")):
+            shutil.rmtree(path, ignore_errors=True)
         return seconds
 
-    def cat(self, target: Path) -> float:
-        seconds, _ = run(["cat", str(self.stream)], stdout=str(target))
-        if target.is_file():
-            target.unlink()
-        return seconds
+    def engine(self) -> None:
+        """Measure save and load."""
+        guest = self.guest
+        fresh = guest.name == "zero pages"
+        engine = Engine(guest.stream, fresh, guest.qemu, guest.incoming)
+        aims = AIMS[guest.name]
+        for job, jobs in (("load", engine.loads), ("save", engine.saves)):
+            for over, peer in PEERS.items():
+                best = self._best(jobs(over))
+                aim = aims.get(f"{job} {over}", aims.get(job))
+                ours, copy, theirs = best["savevm"], best["copy"], best.get("QEMU")
+                self.rows.append(Row(guest.name, job, over, peer, ours, copy, theirs, aim))
+
+    def table(self) -> Table:
+        """The rows, as how many times as fast as each peer we are."""
+        table = Table(title=f"{self.guest.name}: {self.guest.stream.stat().st_size / MIB:.0f} MiB")
+        for name in ("", "over", "ms", "×", "as fast as", "× QEMU", "aim"):
+            table.add_column(
+                name, justify="right" if name in ("ms", "×", "× QEMU", "aim") else "left"
+            )
+        for row in self.rows:
+            ratio = row.qemu / row.savevm if row.qemu else None
+            held = ratio is None or row.aim is None or ratio >= row.aim
+            table.add_row(
+                row.job,
+                row.over,
+                f"{row.savevm * 1000:.0f}",
+                f"{row.copy / row.savevm:.2f}",
+                row.peer,
+                "" if ratio is None else f"{ratio:.2f}" if held else f"[red]{ratio:.2f}",
+                "" if row.aim is None else f"{row.aim:g}",
+            )
+        return table
+
+
+def available() -> int:
+    """MiB of memory that programs and the RAM disk can have together."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable"))
+
+
+def report(benches: list[Bench], missing: list[str], qemu: str) -> None:
+    console = Console()
+    console.print(f"savevm {savevm.__version__}, {savevm.build()}; {qemu}", highlight=False)
+    for bench in benches:
+        console.print(bench.table())
+        for label, peak in bench.peaks.items():
+            console.print(f"peak memory of {label}: at most {peak / MIB:.0f} MiB")
+    for line in missing:
+        console.print(f"not measured: {line}", markup=False)
 
 
 def main() -> None:
@@ -169,32 +216,40 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--random", type=int, default=1024, metavar="MIB")
     parser.add_argument("--zeros", type=int, default=8192, metavar="MIB")
+    parser.add_argument("--only", choices=("commands", "engine"), help="measure nothing else")
+    parser.add_argument("--json", action="store_true", help="print times and aims in JSON")
     options = parser.parse_args()
+    missing = []
     qemu = shutil.which("qemu-system-x86_64", path=options.qemu)
+    version = "no QEMU"
     if qemu is None:
-        raise SystemExit("bench: no qemu-system-x86_64 (install it or give --qemu)")
-    version = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True)
-    print(version.stdout.split("\n")[0])
-    print(f"savevm {savevm.__version__}, {savevm.build()}")
-    base = ["-M", "pc", "-nodefaults", "-display", "none", "-accel", "tcg", "-S"]
+        missing.append("QEMU: no qemu-system-x86_64 (install it or give --qemu)")
+    else:
+        said = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True)
+        version = said.stdout.split("\n")[0]
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
-        directory = Path(name)
-        noise = directory / "noise"
-        with noise.open("wb") as out:
-            for _ in range(options.random // 16):
-                out.write(os.urandom(16 * MIB))
-        loader = f"loader,file={noise},addr=0x2000000,force-raw=on"
-        guests = {
-            "random pages": [*base, "-m", f"{options.random + 64}M", "-device", loader],
-            "zero pages": [*base, "-m", f"{options.zeros}M"],
-        }
-        for title, arguments in guests.items():
-            bench = Bench(qemu, directory, arguments)
-            measure(title, bench.stream, bench.peers(), options.rounds)
-            for label, peak in bench.peaks.items():
-                print(f"  peak memory of {label}: at most {peak / MIB:.0f} MiB")
-            bench.stream.unlink()
-            noise.unlink(missing_ok=True)
+        benches = []
+        sizes = {"random pages": options.random, "zero pages": options.zeros}
+        if available() < COPIES * options.random:
+            del sizes["random pages"]
+            missing.append(f"random pages: less than {COPIES * options.random} MiB of memory left")
+        for i, (guest, size) in enumerate(sizes.items()):
+            made = make(guest, size, qemu, Path(name, str(i)))
+            benches.append(Bench(made, options.rounds))
+        # Our machines count as memory of the commands, so these go first.
+        if options.only != "engine":
+            for bench in benches:
+                bench.commands()
+        if options.only != "commands":
+            for bench in benches:
+                bench.engine()
+        missing += [line for bench in benches for line in bench.missing]
+        if options.json:
+            rows = [asdict(row) for bench in benches for row in bench.rows]
+            facts = {"savevm": savevm.__version__, "build": savevm.build(), "qemu": version}
+            print(json.dumps(facts | {"rows": rows, "not measured": missing}, indent=1))
+        else:
+            report(benches, missing, version)
 
 
 if __name__ == "__main__":

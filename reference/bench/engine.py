@@ -1,7 +1,7 @@
-"""Save and load of whole machines: ours in this process, QEMU's by its monitor, and plain copies.
+"""Save and load of a whole machine: ours in this process, QEMU's by its monitor, and plain copies.
 
-Every job gives the seconds of its best part: from the command, or the call, until all is moved and
-closed.  What starts before that is not counted: QEMU itself, the interpreter of a pump.
+A job gives seconds, from the call or command until all is moved and closed.  QEMU's start and that
+of a process at the other end of a socket are not in them, a shell's at the other end of a pipe is.
 """
 
 import asyncio
@@ -11,27 +11,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from savevm_conformance.capture import MONITOR, CaptureError, Qemu, running
+import pump
 
+from savevm import savevm
 from savevm.channel import CHUNK, Channel
 from savevm.ram import RamBlock
-from savevm.savevm import Device, Ram, Registry, load, save
 from savevm.stream import events
 from savevm.stream.reader import Reader
 from savevm.transport import open_input, open_output
+from savevm_conformance.capture import MONITOR, CaptureError, Qemu, running
 
-PUMP = Path(__file__).with_name("pump.py")
-# Seconds for one migration of QEMU's.
+# For one migration of QEMU's, in seconds.
 PATIENCE = 120
-MIB = 1 << 20
 
 Job = Callable[[], float]
 
 
-class Opaque(Device):
+class Opaque(savevm.Device):
     """A device whose state is just ``body``."""
 
     def __init__(self, section: events.Section, body: bytes) -> None:
@@ -48,152 +48,191 @@ class Opaque(Device):
         self.body = state
 
 
-def machine_of(stream: Path) -> Registry:
-    """A machine with the RAM blocks and devices of ``stream``, its RAM never written."""
-    reader = Reader()
-    registry = Registry()
+def machine_of(stream: Path) -> savevm.Registry:
+    """A machine with the RAM blocks and the devices of ``stream``, its RAM never written."""
+    registry = savevm.Registry()
     section = None
-    with stream.open("rb") as file:
+
+    def take(event: events.Event) -> None:
+        nonlocal section
+        if isinstance(event, events.RamBlocks):
+            registry.register(savevm.Ram([RamBlock(*block) for block in event.blocks]))
+        elif isinstance(event, events.Section):
+            section = event
+        elif isinstance(event, events.Device):
+            assert section is not None
+            body = os.pread(file.fileno(), event.length, event.offset)
+            registry.register(Opaque(section, body))
+
+    reader = Reader()
+    with stream.open("rb", 0) as file:
         while data := file.read(CHUNK):
             for event in reader.feed(data):
-                if isinstance(event, events.RamBlocks):
-                    registry.register(Ram([RamBlock(name, used) for name, used in event.blocks]))
-                elif isinstance(event, events.Section):
-                    section = event
-                elif isinstance(event, events.Device):
-                    assert section is not None
-                    body = os.pread(file.fileno(), event.length, event.offset)
-                    registry.register(Opaque(section, body))
-    reader.finish()
+                take(event)
+        for event in reader.finish():
+            take(event)
     if reader.error is not None:
         raise reader.error
     return registry
 
 
-def random_machine(size: int) -> Registry:
-    """A machine of nothing but RAM: ``size`` bytes, random."""
+def ram(size: int, *, random: bool) -> savevm.Registry:
+    """A machine of nothing but ``size`` bytes of RAM, never written or else random."""
     block = RamBlock("pc.ram", size)
-    for address in range(0, size, 16 * MIB):
-        block.write(address, os.urandom(min(16 * MIB, size - address)))
-    registry = Registry()
-    registry.register(Ram([block]))
+    piece = 16 << 20
+    for address in range(0, size if random else 0, piece):
+        block.write(address, os.urandom(min(piece, size - address)))
+    registry = savevm.Registry()
+    registry.register(savevm.Ram([block]))
     return registry
 
 
-def save_to(registry: Registry, address: str) -> float:
-    begin = time.perf_counter()
-    channel = Channel(open_output(address))
-    save(registry, channel)
-    _close(channel)
-    return time.perf_counter() - begin
-
-
-def load_from(registry: Registry, address: str) -> float:
-    begin = time.perf_counter()
-    channel = Channel(open_input(address))
-    load(registry, channel)
-    _close(channel)
-    return time.perf_counter() - begin
-
-
-def _close(channel: Channel) -> None:
+def _closed(channel: Channel, begin: float) -> float:
     channel.close()
     channel.check()
+    return time.perf_counter() - begin
 
 
-async def _migrate(qemu: Qemu, command: str, uri: str, fd: int) -> float:
-    unlimited = {"max-bandwidth": 1 << 40}
-    tell = {"capabilities": [{"capability": "events", "state": True}]}
-    await qemu.execute("migrate-set-parameters", unlimited)
-    await qemu.execute("migrate-set-capabilities", tell)
-    if fd >= 0:
-        qemu.client.send_fd_scm(fd)
-        await qemu.execute("getfd", {"fdname": "stream"})
+def save(machine: savevm.Registry, address: str) -> float:
+    begin = time.perf_counter()
+    channel = Channel(open_output(address))
+    savevm.save(machine, channel)
+    return _closed(channel, begin)
+
+
+def load(machine: savevm.Registry, address: str) -> float:
+    begin = time.perf_counter()
+    channel = Channel(open_input(address))
+    savevm.load(machine, channel)
+    return _closed(channel, begin)
+
+
+async def _completed(qemu: Qemu, command: str, uri: str) -> float:
+    events_on: dict[str, object] = {"capabilities": [{"capability": "events", "state": True}]}
+    await qemu.execute("migrate-set-capabilities", events_on)
+    await qemu.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
     with qemu.client.listener("MIGRATION") as told:
         begin = time.perf_counter()
         await qemu.execute(command, {"uri": uri})
         async for event in told:
-            if event["data"]["status"] == "completed":
+            status = event["data"]["status"]
+            if status == "completed":
                 return time.perf_counter() - begin
-            if event["data"]["status"] == "failed":
+            if status == "failed":
                 break
-    raise CaptureError(f"{command} {uri}: failed: {qemu.said()}")
+    raise CaptureError(f"{command} {uri} failed: {qemu.said()}")
 
 
-def migrate(
-    argv: list[str], directory: Path, command: str, uri: str = "fd:stream", fd: int = -1
-) -> float:
-    """Seconds from ``command`` ("migrate", "migrate-incoming") until QEMU says it has completed.
+def migrate(argv: list[str], directory: Path, uri: str, *, incoming: bool = False) -> float:
+    """Seconds from the command until QEMU says that it has completed.
 
-    ``fd`` is the descriptor that "fd:stream" means.  Raises ``CaptureError``.
+    A file is handed over as a descriptor.  Raises ``CaptureError``.
     """
-    incoming = ["-incoming", "defer"] if command == "migrate-incoming" else []
+    command = "migrate-incoming" if incoming else "migrate"
+    options = ["-incoming", "defer"] if incoming else []
 
     async def one() -> float:
-        async with asyncio.timeout(PATIENCE), running(
-            directory, [*argv, *incoming, *MONITOR]
-        ) as qemu:
-            return await _migrate(qemu, command, uri, fd)
+        async with running(directory, [*argv, *options, *MONITOR]) as qemu:
+            if not uri.startswith("file:"):
+                return await _completed(qemu, command, uri)
+            with open(uri[5:], "rb" if incoming else "wb", 0) as file:
+                qemu.client.send_fd_scm(file.fileno())
+                await qemu.execute("getfd", {"fdname": "file"})
+                return await _completed(qemu, command, "fd:file")
 
     try:
-        return asyncio.run(one())
+        return asyncio.run(asyncio.wait_for(one(), PATIENCE))
     except TimeoutError:
         raise CaptureError(f"{command} {uri}: not completed in {PATIENCE} s") from None
 
 
-@contextlib.contextmanager
-def pump(job: str, file: Path, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that copies, ready to go; see ``pump``."""
-    argv = [sys.executable, "-S", str(PUMP), job, str(file), str(path)]
-    path.unlink(missing_ok=True)
-    with subprocess.Popen(
-        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        try:
-            _told(process, "ready")
-            yield process
-            _told(process, "done")
-        finally:
-            process.kill()
-
-
-def _told(process: subprocess.Popen[str], word: str) -> None:
-    assert process.stdout is not None
-    if process.stdout.readline() != f"{word}\n":
-        raise CaptureError(f"{PUMP.name} is not {word}")
-
-
-def _go(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.write("\n")
-
-
-def shell(command: str) -> float:
+def timed(job: Callable[..., object], *arguments: object) -> float:
     begin = time.perf_counter()
-    subprocess.run(command, shell=True, check=True)
+    job(*arguments)
     return time.perf_counter() - begin
 
 
 class Engine:
-    """The jobs on one machine, which ``stream`` is of; all files are in ``directory``.
+    """The jobs on the machine that ``stream`` is of, whose directory is used.
 
-    ``qemu`` and ``incoming`` are QEMU's command lines, of the machine and of one to load it into.
+    ``fresh``: every load is into memory that was never touched, else into memory that is there.
+    ``qemu`` and ``incoming``: QEMU's command lines, for the machine and one like it to load into.
     """
 
-    def __init__(
-        self, stream: Path, *, fresh: bool, qemu: list[str] | None, incoming: list[str] | None
-    ) -> None:
-        self.stream = stream
-        self.directory = stream.parent
-        self.copy = self.directory / "copy"
-        self.socket = self.directory / "socket"
+    def __init__(self, stream: Path, fresh: bool, qemu: list[str], incoming: list[str]) -> None:
+        self._stream = stream
+        self._directory = stream.parent
         self._fresh = fresh
         self._qemu = qemu
         self._incoming = incoming
+        self._socket = self._directory / "socket"
+        self._written = self._directory / "written"
+        # What copies are loaded into: it stays.
+        self._over = self._directory / "over"
         self._machine = machine_of(stream)
-        load_from(self._machine, f"file:{stream}")
+        load(self._machine, f"file:{stream}")
 
-    def jobs(self, job: str, over: str) -> dict[str, Job]:
-        """Who does ``job`` ("save", "load") over a "file", "pipe" or "socket": "savevm" and peers."""
-        names = ["savevm", "copy"] + (["QEMU"] if self._qemu else [])
-        return {name: lambda name=name: getattr(self, f"_{job}_{name.lower()}")(over) for name in names}
+    def saves(self, over: str) -> dict[str, Job]:
+        """Save over a "file", "pipe" or "socket": who does it, ourselves first."""
+        address = {
+            "file": f"file:{self._written}",
+            "pipe": "exec:cat > /dev/null",
+            "socket": f"unix:{self._socket}",
+        }[over]
+        copy = {
+            "file": partial(shell, f"cat {self._stream} > {self._written}"),
+            "pipe": partial(shell, f"cat {self._stream} | cat > /dev/null"),
+            "socket": partial(timed, pump.send, str(self._stream), str(self._socket)),
+        }[over]
+        peers: dict[str, Job] = {"savevm": partial(save, self._machine, address), "copy": copy}
+        if self._qemu:
+            peers["QEMU"] = partial(migrate, self._qemu, self._directory, address)
+        return {name: partial(self._alone, "receive", over, job) for name, job in peers.items()}
+
+    def loads(self, over: str) -> dict[str, Job]:
+        """Load over a "file", "pipe" or "socket", as ``saves``."""
+        address = {
+            "file": f"file:{self._stream}",
+            "pipe": f"exec:cat {self._stream}",
+            "socket": f"unix:{self._socket}",
+        }[over]
+        copy = {
+            "file": partial(shell, f"cat {self._stream} 1<> {self._over}"),
+            "pipe": partial(shell, f"cat {self._stream} | cat 1<> {self._over}"),
+            "socket": partial(timed, pump.receive, str(self._over), str(self._socket)),
+        }[over]
+        peers: dict[str, Job] = {"savevm": partial(self._load, address), "copy": copy}
+        if self._incoming:
+            peers["QEMU"] = partial(
+                migrate, self._incoming, self._directory, address, incoming=True
+            )
+        return {name: partial(self._alone, "send", over, job) for name, job in peers.items()}
+
+    def _load(self, address: str) -> float:
+        return load(machine_of(self._stream) if self._fresh else self._machine, address)
+
+    def _alone(self, other: str, over: str, job: Job) -> float:
+        """Do ``job`` with, for a socket, a process at the other end of it."""
+        self._socket.unlink(missing_ok=True)
+        self._written.unlink(missing_ok=True)
+        with contextlib.ExitStack() as stack:
+            if over == "socket":
+                stack.enter_context(self._other_end(other))
+            return job()
+
+    @contextlib.contextmanager
+    def _other_end(self, job: str) -> Iterator[None]:
+        file = "/dev/null" if job == "receive" else str(self._stream)
+        argv = [sys.executable, pump.__file__, job, file, str(self._socket)]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            try:
+                process.stdout.read(1)
+                yield
+                process.wait(PATIENCE)
+            finally:
+                process.kill()
+
+
+def shell(command: str) -> float:
+    return timed(partial(subprocess.run, check=True, shell=True), command)

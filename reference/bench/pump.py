@@ -1,57 +1,53 @@
-"""Copies from a file to a UNIX socket, or back: to sockets what cat is to files and pipes.
+"""Copies a file to a UNIX socket, or back, by read and write: to sockets what cat is to pipes.
 
-``pump.py send FILE SOCKET`` connects, ``pump.py receive FILE SOCKET`` listens.  It says "ready" on
-standard output; a sender then waits for a line on standard input; when all is copied it says "done".
+``pump.py send FILE PATH`` connects as soon as somebody listens, ``pump.py receive FILE PATH``
+listens; either says "ready" on standard output before it waits for the other.
 """
 
 import os
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 CHUNK = 256 << 10
 
 
 def copy(source: int, target: int) -> None:
-    """All of ``source``, by read and write."""
+    """Move all of ``source``."""
     while data := os.read(source, CHUNK):
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(target, rest) :]
 
 
-def connected(path: str) -> socket.socket:
-    """To whoever listens at ``path``, as soon as somebody does."""
-    while True:
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(path)
-            return connection
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            time.sleep(0.0005)
+def send(file: str, path: str, ready: Callable[[], object] = lambda: None) -> None:
+    with open(file, "rb", 0) as source:
+        ready()
+        while True:
+            with socket.socket(socket.AF_UNIX) as connection:
+                try:
+                    connection.connect(path)
+                except (FileNotFoundError, ConnectionRefusedError):
+                    time.sleep(0.0005)
+                    continue
+                return copy(source.fileno(), connection.fileno())
 
 
-def main() -> None:
-    job, name, path = sys.argv[1:]
-    if job == "send":
-        file = os.open(name, os.O_RDONLY)
-        print("ready", flush=True)
-        sys.stdin.readline()
-        with connected(path) as connection:
-            copy(file, connection.fileno())
-    else:
-        # What is there is written over: its memory is the receiver's already.
-        file = os.open(name, os.O_WRONLY)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path)
-            listener.listen(1)
-            print("ready", flush=True)
-            connection, _ = listener.accept()
-            with connection:
-                copy(connection.fileno(), file)
-    print("done", flush=True)
+def receive(file: str, path: str, ready: Callable[[], object] = lambda: None) -> None:
+    # What is there is written over: its memory is there too.
+    target = os.open(file, os.O_WRONLY | os.O_CREAT)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        ready()
+        connection, _ = listener.accept()
+    with connection:
+        copy(connection.fileno(), target)
+    os.close(target)
 
 
 if __name__ == "__main__":
-    main()
+    job = {"send": send, "receive": receive}[sys.argv[1]]
+    job(sys.argv[2], sys.argv[3], partial(print, "ready", flush=True))

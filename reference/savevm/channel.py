@@ -186,7 +186,7 @@ class Channel:
             self._buffer += view
             return size
         # What is large goes out from where it is.
-        return self._put([self._buffer, view] if self._buffer else [view]) or size
+        return self._put([view], size) or size
 
     def write_buffers(self, buffers: Sequence[Data], size: int) -> int:
         """Write all of ``buffers``, ``size`` bytes together, none of them empty; as ``write``.
@@ -198,7 +198,7 @@ class Channel:
         if self.frozen:
             self._buffer += b"".join(buffers)
             return size
-        return self._put([self._buffer, *buffers] if self._buffer else buffers) or size
+        return self._put(buffers, size) or size
 
     def _begin_write(self, size: int) -> bool:
         self._use(writing=True)
@@ -209,11 +209,17 @@ class Channel:
             self._rate.account(size)
         return True
 
-    def _put(self, buffers: Sequence[Data]) -> int:
-        """Give ``buffers`` to the operations and keep what they did not take: 0 or the error."""
+    def _put(self, buffers: Sequence[Data], size: int) -> int:
+        """Give what is gathered and ``buffers``, of ``size`` bytes, to the operations: 0 or the error.
+
+        What they do not take is kept.
+        """
+        if self._buffer:
+            size += len(self._buffer)
+            buffers = [self._buffer, *buffers]
         first = 0
         done = 0  # bytes of the first buffer
-        while first < len(buffers):
+        while size > 0:
             if done or len(buffers) - first == 1:
                 piece = memoryview(buffers[first])[done:]
                 count = self._operations.put_buffer(piece, self.transferred)
@@ -222,8 +228,10 @@ class Channel:
                 count = self._operations.put_buffers(rest, self.transferred)
             if count > 0:
                 self.transferred += count
+                size -= count
                 done += count
-                while first < len(buffers) and done >= len(buffers[first]):
+                # Mostly all is taken, and the many buffers of pages need not be counted.
+                while size > 0 and done >= len(buffers[first]):
                     done -= len(buffers[first])
                     first += 1
             elif count == -errno.EAGAIN and not self._blocking:
@@ -235,7 +243,7 @@ class Channel:
             elif count != -errno.EINTR:
                 return self._fail(count or -errno.EIO)
         left = bytearray()
-        if first < len(buffers):
+        if size > 0:
             left += memoryview(buffers[first])[done:]
             for buffer in buffers[first + 1 :]:
                 left += buffer
@@ -251,7 +259,7 @@ class Channel:
             return self.error
         if self.frozen:
             return -errno.EAGAIN
-        return self._put([self._buffer]) or (-errno.EAGAIN if self.frozen else 0)
+        return self._put([], 0) or (-errno.EAGAIN if self.frozen else 0)
 
     def overwrite(self, position: int, data: bytes) -> int:
         """Write ``data`` again at ``position``, where bytes were written before; as ``write``.

@@ -882,37 +882,40 @@ class _Refcounts:
         return range(start, end)
 
     def write(self) -> None:
-        """Write what has changed, in an order in which no count is ever below the references."""
+        """Write what has changed, so that no count is ever below the references.
+
+        What is freed here may be written over at once; what refers to what was allocated may follow
+        when the file is synchronised.
+        """
         image = self._image
         while self._changed:
             new, moved = self._place()
-            for index in new:
-                image._write(self._encode(self._blocks[index]), self.offsets[index])
             if moved:
                 words = array("Q", bytes(moved[1] * image.cluster))
                 for index, offset in self.offsets.items():
                     words[index] = offset
                 image._write(_bytes(words), moved[0])
-            image._sync()
+            for index in new:
+                image._write(self._encode(self._blocks[index]), self.offsets[index])
+            # What needs room has it; until here all could be taken back.
             self.begun = True
             for index in self._changed.difference(new):
                 image._write(self._encode(self._blocks[index]), self.offsets[index])
-            # A new block's own count may be among those.
-            image._sync()
-            if new and not moved:
-                for index in new:
-                    at = image._refcounts_offset + 8 * index
-                    image._write(self.offsets[index].to_bytes(8), at)
-                image._sync()
             self._changed.clear()
+            # A new block's own count may be in another.
+            image._sync()
             if moved:
                 old, size = image._refcounts_offset, self.table_size
                 image._point_refcounts(*moved)
                 self.table_size = moved[1] * image.cluster
                 self.span(old, size, -1, QCOW2_HEADER_REFCOUNT_TABLE)
+            else:
+                for index in new:
+                    at = image._refcounts_offset + 8 * index
+                    image._write(self.offsets[index].to_bytes(8), at)
 
     def _place(self) -> tuple[list[int], tuple[int, int] | None]:
-        """Give every new block a place, and the table where it is too short for them.
+        """Give every new block a place, and the table where it cannot take them as it is.
 
         The indices of the new blocks, and offset and clusters of the new table, or None.
         """
@@ -927,17 +930,23 @@ class _Refcounts:
                 new += missing
             size = moved[1] * image.cluster if moved else self.table_size
             needed = 8 * (max(self.offsets) + 1)
-            if needed <= size:
+            if needed <= size and (moved or not self._entangled(new)):
                 return new, moved
             if moved:
                 self.span(moved[0], size, -1, 0)
-            clusters = _ceil(needed + needed // 2, image.cluster)
-            if clusters * image.cluster > LIMIT_QCOW2_REFCOUNT_TABLE:
-                clusters = LIMIT_QCOW2_REFCOUNT_TABLE // image.cluster
-                if clusters * image.cluster < needed:
-                    detail = "the image would have too many reference counts"
-                    raise OSError(errno.EFBIG, detail, image.path)
+            room = size if needed <= size else needed + needed // 2
+            clusters = _ceil(min(room, LIMIT_QCOW2_REFCOUNT_TABLE), image.cluster)
+            if clusters * image.cluster < needed:
+                detail = "the image would have too many reference counts"
+                raise OSError(errno.EFBIG, detail, image.path)
             moved = self.take(clusters) * image.cluster, clusters
+
+    def _entangled(self, new: list[int]) -> bool:
+        """Whether new blocks are counted in each other: their entries have to appear together."""
+        counted = (
+            (index, (self.offsets[index] >> self._image._bits) // self._each) for index in new
+        )
+        return any(own != index and own in new for index, own in counted)
 
     def end(self) -> int:
         """Where the last cluster ends that is in use, in bytes."""

@@ -94,8 +94,8 @@ class RamSaver:
         self.page_size: i64 = page_size
         self._pages = PageWords(page_size, RAM_PAGE | self._flag, b"")
         self._zeros = PageWords(page_size, RAM_ZERO | self._flag, b"\0")
-        self._page_words = _split(self._pages)
-        self._zero_words = _split(self._zeros)
+        words = self._pages.records(0)
+        self._page_words = [words[i : i + 8] for i in range(0, len(words), 8)]
         self._zero_page: Final = bytes(page_size)
         self._unsent: int = 0  # index of the block that the first round has come to
         self._cursor: int = 0  # its next page
@@ -194,12 +194,11 @@ class RamSaver:
         if block.dirty is not None:
             block.dirty[int(first) : int(end)] = bytes(int(end - first))
         self._pages.records(first * page_size)
-        self._zeros.records(first * page_size)
+        zero_words = self._zeros.records(first * page_size)
         view = block.view
         words = block.words
         memory = block.memory
         page_words = self._page_words
-        zero_words = self._zero_words
         zero_page = self._zero_page
         step: i64 = page_size // 8
         gathered: list[Data] = []
@@ -210,7 +209,7 @@ class RamSaver:
             if words[int(page * step)] == 0 and (
                 memory.find(zero_page, int(at), int(at + page_size)) >= 0
             ):
-                gathered.append(zero_words[int(index)])
+                gathered.append(zero_words[int(9 * index) : int(9 * index + 9)])
                 size += 9
             else:
                 gathered.append(page_words[int(index)])
@@ -236,13 +235,6 @@ class RamSaver:
             out.put_integer(at | RAM_PAGE, 8)
             out.put_counted(name)
             out.write(data)
-
-
-def _split(words: PageWords) -> list[memoryview]:
-    """A view of each record."""
-    records = words.records(0)
-    stride = int(words.stride)
-    return [records[i * stride : (i + 1) * stride] for i in range(int(words.count))]
 
 
 def save_version_2(block: RamBlock, out: Channel) -> None:

@@ -6,7 +6,6 @@ steps.  ``Loader`` is fed the bytes of a stream; ``load`` feeds it from a channe
 """
 
 import asyncio
-import json
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -34,6 +33,7 @@ from savevm.stream.events import Device as DeviceEvent
 from savevm.stream.handlers import Handlers, LiveBody
 from savevm.stream.reader import Reader
 from savevm.stream.writer import Writer
+from savevm.vmdesc import dumps
 from savevm_spec.constants import (
     RAM_IDSTR,
     RAM_PAGE_SIZE_DEFAULT,
@@ -121,11 +121,11 @@ class Saver:
         self.phase = "live"
         self._machine = machine
         self._writer: Final = Writer()
-        live = [entry for entry in registry.ordered() if isinstance(entry, Live)]
+        every = registry.ordered()
+        live = [entry for entry in every if isinstance(entry, Live)]
         self._versions = {entry.section_id: entry.written_version(self.form) for entry in live}
         self._live: Final = [entry for entry in live if entry.in_parts(self.form)]
-        self._whole: Final = [entry for entry in live if not entry.in_parts(self.form)]
-        self._devices: Final = [e for e in registry.ordered() if isinstance(e, Device)]
+        self._whole: Final = [entry for entry in every if entry not in self._live]
         self._next = 0  # the live section whose turn it is
         self._resume = False
         if self.form.version == VERSION_2 and not channel.seekable:
@@ -229,7 +229,8 @@ class Saver:
     def cancel(self) -> None:
         """End the save, wherever it is, and let the machine run as it did before."""
         for entry in [*self._live, *self._whole]:
-            entry.cancel()
+            if isinstance(entry, Live):
+                entry.cancel()
         self.release()
 
     def release(self) -> None:
@@ -249,31 +250,33 @@ class Saver:
             self._footer(entry)
             self.channel.check()
             entry.cancel()
-        for entry in self._whole:
-            self._start(entry, SECTION_FULL)
-            entry.begin(self.channel, self.form, False)
-            self._footer(entry)
         described = []
-        for device in self._devices:
-            if not device.needed():
+        for savable in self._whole:
+            if isinstance(savable, Live):
+                self._start(savable, SECTION_FULL)
+                savable.begin(self.channel, self.form, False)
+                self._footer(savable)
                 continue
-            layout, body = _body(device)
-            self._start(device, SECTION_FULL)
+            assert isinstance(savable, Device)
+            if not savable.needed():
+                continue
+            layout, body = _body(savable)
+            self._start(savable, SECTION_FULL)
             self.channel.write(body)
-            self._footer(device)
-            described.append(_description(device, layout, len(body)))
+            self._footer(savable)
+            described.append(_description(savable, layout, len(body)))
         self._event(Eof(0))
         if self.form.dialect.vmdescription:
             page_size = next(
                 (e.page_size for e in self._live if isinstance(e, Ram)), RAM_PAGE_SIZE_DEFAULT
             )
-            text = json.dumps({"page_size": page_size, "devices": described})
+            text = dumps({"page_size": page_size, "devices": described})
             self._event(VmDescription(0, text.encode("ascii"), len(described)))
 
     def _complete_version_2(self) -> None:
         channel = self.channel
         begin = channel.position
-        for entry in [*self._whole, *self._devices]:
+        for entry in self._whole:
             if isinstance(entry, Device) and not entry.needed():
                 continue
             assert entry.instance_id is not None

@@ -14,7 +14,7 @@ from savevm_spec.constants import (
     RAM_PAGE_SIZE_MIN,
 )
 
-__all__ = ["Description", "DescriptionError", "JsonObject", "find_description"]
+__all__ = ["Description", "DescriptionError", "JsonObject", "dumps", "find_description"]
 
 # EOF mark, record type, length below 64 MiB, and the first byte of the JSON object.
 _CANDIDATE: Final = re.compile(rb"\x00\x06[\x00-\x04]...\{", re.DOTALL)
@@ -45,6 +45,16 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     repeated = JsonObject(reversed(pairs))
     repeated.pairs = pairs
     return repeated
+
+
+def dumps(value: Any) -> str:
+    """JSON text of ``value``, with the repeated keys of a ``JsonObject``."""
+    if isinstance(value, dict):
+        pairs = value.pairs if isinstance(value, JsonObject) else value.items()
+        return "{" + ", ".join([f"{json.dumps(k)}: {dumps(v)}" for k, v in pairs]) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join([dumps(v) for v in value]) + "]"
+    return json.dumps(value)
 
 
 def _check_depth(root: Any) -> None:

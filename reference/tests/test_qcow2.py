@@ -196,7 +196,8 @@ def test_written_in_any_order(filled: Path) -> None:
 
 def test_given_up(filled: Path) -> None:
     write(filled, "kept", b"k" * 100_000)
-    before = filled.read_bytes()
+    before, size = disk_of(filled), filled.stat().st_size
+    listed = qemu_img("info", "--output=json", filled)
     with Image(filled, writable=True) as image:
         image.write_state("a").abandon()
         writer = image.write_state("b", replace=True)
@@ -212,8 +213,11 @@ def test_given_up(filled: Path) -> None:
         with pytest.raises(ValueError, match="without VM state"):
             writer.commit()
         image.write_state("kept", replace=True).write(0, b"x" * (5 << 20))
-    assert filled.read_bytes() == before
     checked(filled)
+    assert filled.stat().st_size == size
+    assert qemu_img("info", "--output=json", filled) == listed
+    assert read(filled, "kept") == b"k" * 100_000
+    assert disk_of(filled) == before
 
 
 def test_what_is_free_is_used_again(filled: Path) -> None:

@@ -938,7 +938,7 @@ def cpu_state(size: int, format_at: int, format: int = 0) -> bytes:
 
 
 CPU_I386, CPU_X86_64 = cpu_state(492, 50), cpu_state(860, 154)
-# irq_base, read_reg_select and so on, in 16 bytes; until 0.8.2 there was one less.
+# The state of an i8259; until 0.8.2 it was a byte less.
 PIC = pattern(16)
 PS2 = pattern(284)
 LED_STATE = b"\x05" + counted(b"ps2kbd/ledstate")

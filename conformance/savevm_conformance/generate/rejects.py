@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from savevm_conformance.generate.accepts import accepts
+from savevm_conformance.generate.accepts import TEXT, accepts
 from savevm_conformance.generate.model import (
     END,
     Accepted,
@@ -19,7 +19,7 @@ from savevm_conformance.generate.model import (
     seed,
     seed_source,
 )
-from savevm_conformance.wire import Wire, be16, be32, be64
+from savevm_conformance.wire import Wire, be16, be32, be64, split, stored
 
 
 def rejects() -> list[Vector]:
@@ -31,10 +31,16 @@ def rejects() -> list[Vector]:
         _footer,
         _command,
         _vmstate,
+        _known,
         _vmdesc,
         _ram,
         _ram_truncated,
         _block_lengths,
+        _ram_plain,
+        _ram_chunked,
+        _ram_words,
+        _ram_records,
+        _block,
         _htab,
         _storage_attributes,
         _stream,
@@ -700,6 +706,430 @@ def _ram_truncated() -> Iterator[Vector]:
         )
 
 
+def _ram_plain() -> Iterator[Vector]:
+    for base_name in ("v1-record", "v1-section"):
+        base = accepts()[f"ram/{base_name}"]
+        for size in (1, 4095, 0x4800, 0xFFFFFFFF):
+            yield reject(
+                f"ram/{base_name}-size-{size:x}",
+                "ram.size",
+                base,
+                Set("size", be32(size)),
+                f"RAM of version 1 of {size:#x} bytes.",
+                section="ram",
+            )
+        for mark, tag in (("tag", 2), ("tag#2", 0x80), ("tag#4", 0xFF)):
+            yield reject(
+                f"ram/{base_name}-tag-{tag:02x}",
+                "ram.page.tag",
+                base,
+                Set(mark, bytes([tag])),
+                f"A page with the tag {tag:02x}.",
+                section="ram",
+            )
+    section = accepts()["ram/v1-section"]
+    for name, change, what in (
+        ("size-absent", Cut("size"), "before the size"),
+        ("size-cut", Cut("size", 3), "within the size"),
+        ("tag-absent", Cut("tag#3"), "before a tag"),
+        ("fill-absent", Cut("fill"), "before a fill byte"),
+        ("page-absent", Cut("page"), "before a page"),
+        ("page-cut", Cut("page#2", 4095), "within a page"),
+    ):
+        yield reject(
+            f"ram/v1-section-{name}",
+            "ram.truncated",
+            section,
+            change,
+            f"RAM of version 1: the input ends {what}.",
+            section="ram",
+        )
+    yield reject(
+        "ram/v1-size-differs",
+        "ram.size.differs",
+        accepts()["ram/v1-repeated"],
+        Set("size#2", be32(0x3000)),
+        "RAM of version 1 that a second record has with another size.",
+        section="ram",
+    )
+
+
+def _ram_chunked() -> Iterator[Vector]:
+    for base_name in ("v2-record", "v2-section"):
+        base = accepts()[f"ram/{base_name}"]
+        for size in (1, 0x1001, 0x1200, 0xFFFFFFFF):
+            yield reject(
+                f"ram/{base_name}-size-{size:x}",
+                "ram.size",
+                base,
+                Set("size", be32(size)),
+                f"RAM of version 2 of {size:#x} bytes.",
+                section="ram",
+            )
+        for mark, magic in (
+            ("chunk.magic", b"\xfa\xbf"),
+            ("chunk.magic#2", b"\xfb\xbe"),
+            ("chunk.magic#2", bytes(2)),
+        ):
+            yield reject(
+                f"ram/{base_name}-magic-{magic.hex()}",
+                "ram.chunk.magic",
+                base,
+                Set(mark, magic),
+                f"A chunk that begins with {magic.hex()} while blocks are missing.",
+                section="ram",
+            )
+        for length in (0, 4097, 0xFFFF):
+            yield reject(
+                f"ram/{base_name}-chunk-of-{length}",
+                "ram.chunk.length",
+                base,
+                Set("chunk.length#2", be16(length)),
+                f"A chunk of {length} bytes.",
+                section="ram",
+            )
+    section = accepts()["ram/v2-section"]
+    for name, change, what in (
+        ("size-cut", Cut("size", 2), "within the size"),
+        ("chunk-absent", Cut("chunk"), "before the first chunk"),
+        ("magic-cut", Cut("chunk.magic#2", 1), "within the magic"),
+        ("length-cut", Cut("chunk.length#2", 1), "within a length"),
+        ("chunk-cut", Cut("chunk.data#2", 5), "within a chunk"),
+        ("chunks-missing", Cut("chunk#3"), "before the last chunk"),
+    ):
+        yield reject(
+            f"ram/v2-section-{name}",
+            "ram.truncated",
+            section,
+            change,
+            f"RAM of version 2: the input ends {what}.",
+            section="ram",
+        )
+    record = accepts()["ram/v2-record"]
+    checksum = stored(TEXT)[4096:]
+    for name, mark, skip, value, what in (
+        ("method", "chunk", 0, b"\x79", "A compression method that is not 8."),
+        ("check", "chunk", 1, b"\x02", "A zlib header with a wrong check."),
+        ("dictionary", "chunk", 0, b"\x78\xbb", "A zlib stream that wants a dictionary."),
+        ("block-type", "chunk", 2, b"\x07", "A deflate block of the type 3."),
+        (
+            "checksum",
+            "chunk#2",
+            len(checksum) - 1,
+            bytes([checksum[-1] ^ 1]),
+            "The checksum of the plain text has one wrong bit.",
+        ),
+    ):
+        yield reject(
+            f"ram/v2-chunk-{name}",
+            "ram.chunk.data",
+            record,
+            Patch(mark, 4 + skip, value),
+            what,
+            section="ram",
+            at=mark,
+        )
+    compressed = accepts()["ram/v2-compressed"]
+    for name, size, what in (
+        ("block-too-few", 5120, "The zlib stream ends a block too early."),
+        ("block-too-many", 3072, "There is a block more than the RAM has."),
+        ("block-in-none", 0, "There is plain text although the RAM has no bytes."),
+    ):
+        yield reject(
+            f"ram/v2-chunk-{name}",
+            "ram.chunk.data",
+            compressed,
+            Set("size", be32(size)),
+            what,
+            section="ram",
+            at="chunk",
+        )
+    last = split(stored(TEXT), 3000)[1] + b"\0"
+    yield reject(
+        "ram/v2-chunk-more-behind",
+        "ram.chunk.data",
+        section,
+        Set("chunk#3", b"\xfa\xbe" + be16(len(last)) + last),
+        "A byte of the last chunk behind the end of the zlib stream.",
+        section="ram",
+    )
+    # Without a checksum a wrong tag is the only fault.
+    unfinished = accepts()["ram/v2-unfinished"]
+    for block, mark, skip in (
+        (1, "chunk", 7),
+        (2, "chunk", 7 + 1025),
+        (3, "chunk#2", 7 + 2050 - 2048),
+        (4, "chunk#2", 7 + 3075 - 2048),
+    ):
+        yield reject(
+            f"ram/v2-tag-of-block-{block}",
+            "ram.page.tag",
+            unfinished,
+            Patch(mark, 4 + skip, bytes([1 << block])),
+            f"Block {block} of four has another tag than 00.",
+            section="ram",
+            at=mark,
+        )
+    yield reject(
+        "ram/v1-then-v3-size",
+        "ram.size.differs",
+        accepts()["ram/v1-then-v3"],
+        Set("blocks", be64(0x4004)),
+        "RAM of version 1, then of version 3 and another size.",
+        section="ram",
+    )
+
+
+def _ram_words() -> Iterator[Vector]:
+    base = accepts()["ram/v3-live"]
+
+    def ram(name: str, rule: str, change: Change, what: str) -> Vector:
+        return reject(f"ram/v3-{name}", rule, base, change, what, section="ram")
+
+    for name, change, what in (
+        ("blocks-cut", Cut("blocks", 7), "within the word with the size"),
+        ("start-eos-absent", Cut("start.eos"), "before the end-of-section word"),
+        ("fill-absent", Cut("fill"), "before a fill byte"),
+        ("word-cut", Cut("word#3", 1), "within a word"),
+        ("page-cut", Cut("content", 4095), "within a page"),
+        ("end-eos-cut", Cut("end.eos", 4), "within the last end-of-section word"),
+    ):
+        yield ram(name, "ram.truncated", change, f"RAM of version 3: the input ends {what}.")
+    for flags, what in (
+        (0x00, "no flag"),
+        (0x0A, "both ZERO and PAGE"),
+        (0x20, "CONTINUE alone"),
+        (0x22, "ZERO and CONTINUE, which is none before version 4"),
+        (0x28, "PAGE and CONTINUE"),
+        (0x40, "XBZRLE, which is none before version 4"),
+        (0x80, "HOOK, which is none before version 4"),
+        (0x200, "MULTIFD_FLUSH, which is none before version 4"),
+    ):
+        yield ram(
+            f"flags-{flags:03x}",
+            "ram.flags.combination",
+            Set("word#2", be64(0x1000 | flags)),
+            f"A RAM word of version 3 with {what}.",
+        )
+    yield ram(
+        "eos-with-address",
+        "ram.flags.combination",
+        Set("part.eos", be64(0x1010)),
+        "EOS with an address in RAM of version 3.",
+    )
+    yield ram(
+        "flags-full",
+        "ram.flags.unsupported",
+        Set("word#2", be64(1)),
+        "The flag of old zlib bodies, which only the reader of svn r5437 knows.",
+    )
+    for bits in (0x400, 0xC00):
+        yield ram(
+            f"page-misaligned-{bits:x}",
+            "ram.page.misaligned",
+            Set("word#2", be64(0x1000 | bits | 2)),
+            f"A page address of version 3 with {bits:#x} below the page size.",
+        )
+    for address in (0x8000, 0xFFFFFFFFFFFFF000):
+        yield ram(
+            f"page-outside-{address:x}",
+            "ram.page.outside-block",
+            Set("word#2", be64(address | 2)),
+            "A page behind the end of RAM of version 3.",
+        )
+    yield reject(
+        "ram/v3-page-before-size",
+        "ram.page.outside-block",
+        base,
+        Drop("blocks", "start.eos"),
+        "A page of version 3 before the size is stated.",
+        section="ram",
+        at="word",
+    )
+    yield reject(
+        "ram/v3-size-differs",
+        "ram.size.differs",
+        accepts()["ram/v3-size-repeated"],
+        Set("blocks#3", be64(0x3004)),
+        "RAM of version 3 that states another size in its END.",
+        section="ram",
+    )
+    for size in (1 << 63, 2**64 - 256):
+        yield reject(
+            f"limit/ram-v3-size-{size:x}",
+            "limit.ram-size",
+            base,
+            Set("blocks", be64(size | 4)),
+            f"RAM of version 3 of {size:#x} bytes.",
+            section="ram",
+        )
+
+
+def _ram_records() -> Iterator[Vector]:
+    """Faults of bodies within records of version 1 and 2, whose framing is looked at before."""
+    plain, chunked = accepts()["ram/v1-record"], accepts()["ram/v2-record"]
+    yield reject(
+        "ram/v1-record-size-too-big",
+        "record.body.outside",
+        plain,
+        Set("size", be32(0x5000)),
+        "RAM of version 1 reaches behind its record: its size is a page more than it has.",
+        section="ram",
+        at="timer.idstr.length",
+    )
+    length = plain.wire.marks["ram.body"].size
+    for name, short, what in (
+        ("page-cut", 1, "it ends within the last page"),
+        ("page-absent", 4096, "it ends behind the last tag"),
+        ("tag-absent", 4097, "it ends where the last page should begin"),
+        ("size-cut", length - 3, "it ends within the size"),
+    ):
+        yield reject(
+            f"ram/v1-record-{name}",
+            "record.body.outside",
+            plain,
+            Set("ram.length", be32(length - short)),
+            f"RAM of version 1 reaches behind its record: {what}.",
+            section="ram",
+            at="ram.body",
+            plus=length - short,
+        )
+    length, last = (chunked.wire.marks[mark].size for mark in ("ram.body", "chunk#2"))
+    for name, short, what in (
+        ("chunk-cut", 5, "it ends within a chunk whose blocks are missing"),
+        ("length-cut", last - 3, "it ends within the length of a chunk"),
+        ("magic-cut", last - 1, "it ends within the magic of a chunk"),
+        ("chunk-absent", last, "it ends where a chunk should begin"),
+    ):
+        yield reject(
+            f"ram/v2-record-{name}",
+            "record.body.outside",
+            chunked,
+            Set("ram.length", be32(length - short)),
+            f"RAM of version 2 reaches behind its record: {what}.",
+            section="ram",
+            at="ram.body",
+            plus=length - short,
+        )
+    for version, base in ((1, plain), (2, chunked)):
+        mark = "page#2" if version == 1 else "chunk.data#2"
+        yield reject(
+            f"ram/v{version}-record-cut",
+            "record.truncated",
+            base,
+            Cut(mark, 8),
+            f"RAM of version {version}: the input ends within its record.",
+            section="ram",
+        )
+        yield reject(
+            f"ram/v{version}-record-size-then-cut",
+            "record.truncated",
+            base,
+            Cut("size", 3),
+            f"RAM of version {version}: the input ends within the size.",
+            section="ram",
+        )
+
+
+def _block() -> Iterator[Vector]:
+    base = accepts()["block/disks"]
+
+    def block(name: str, rule: str, change: Change, what: str, at: str | None = None) -> Vector:
+        return reject(f"block/{name}", rule, base, change, what, section="block", at=at)
+
+    for name, change, what in (
+        ("word-absent", Cut("progress"), "The input ends before the first word."),
+        ("word-cut", Cut("device#2", 7), "The input ends within a word."),
+        ("name-absent", Cut("device.name.length"), "The input ends before the name of a disk."),
+        ("name-cut", Cut("device.name", 4), "The input ends within the name of a disk."),
+        ("eos-absent", Cut("part.eos"), "The input ends before the end-of-section word."),
+        ("eos-cut", Cut("end.eos", 4), "The input ends within the end-of-section word."),
+        ("name-overruns", Set("device.name.length#3", b"\xff"), "A name longer than the input."),
+        ("data-cut", Set("device", be64(1)), "A piece of a disk that is longer than the input."),
+    ):
+        yield block(name, "block.truncated", change, what, END)
+    for flags in (0, 3, 5, 6, 8, 0xA, 0xC, 0x10, 0x101, 0x1FF):
+        yield block(
+            f"flags-{flags:03x}",
+            "block.flags",
+            Set("progress#2", be64(50 << 9 | flags)),
+            f"A word with the flags {flags:#x}.",
+        )
+    yield reject(
+        "block/version-2",
+        "section.version.newer-than-supported",
+        base,
+        Set("block.version", be32(2)),
+        "Version 2 of block.",
+        section="block",
+    )
+
+
+def _known() -> Iterator[Vector]:
+    devices = accepts()["vmstate/known-devices"]
+    for name, change, section, what in (
+        ("cut", Cut("timer.body", 23), "timer", "within a device that is known"),
+        ("absent", Cut("cpu_common.body"), "cpu_common", "before a device that is known"),
+    ):
+        yield reject(
+            f"vmstate/known-{name}",
+            "vmstate.truncated",
+            devices,
+            change,
+            f"The input ends {what}.",
+            section=section,
+        )
+    yield reject(
+        "vmstate/known-behind-nothing",
+        "stream.truncated",
+        devices,
+        Cut("eof"),
+        "The input ends behind a device that is known.",
+    )
+    yield reject(
+        "vmstate/known-no-record-behind",
+        "section.type",
+        accepts()["vmstate/known-i8259-16"],
+        Insert("eof", b"\x09"),
+        "Behind neither layout a record begins, so the first that can be read is taken.",
+    )
+    yield reject(
+        "vmstate/known-no-layout-fits",
+        "vmstate.truncated",
+        accepts()["vmstate/known-i8259-16"],
+        Cut("i8259.body", 14),
+        "The input ends before either layout does.",
+        section="i8259",
+    )
+    yield reject(
+        "vmstate/known-count-overruns",
+        "vmstate.truncated",
+        accepts()["vmstate/known-count-four"],
+        Patch("PCIBUS.body", 0, be32(0x7FFFFFFF)),
+        "More elements than the input holds, as a field says.",
+        section="PCIBUS",
+        at=END,
+    )
+    subsection = accepts()["vmstate/known-subsection"]
+    for version in (0, 2, 0x103):
+        yield reject(
+            f"vmstate/known-subsection-version-{version:x}",
+            "vmstate.subsection.version",
+            subsection,
+            Set("led.version", be32(version)),
+            f"Version {version:#x} of a subsection that is known as version 3.",
+            section="ps2kbd",
+        )
+    yield reject(
+        "vmstate/known-subsection-unknown",
+        "section.type",
+        subsection,
+        Patch("led", 2 + len("ps2kbd/led"), b"S"),
+        "A subsection of another name is none, and no record begins with its mark.",
+        at="led",
+    )
+
+
 def _htab() -> Iterator[Vector]:
     base = accepts()["htab/chunks"]
     for name, change, what in (
@@ -809,7 +1239,7 @@ def _stream() -> Iterator[Vector]:
         undelimited,
         Set("eof", b"\x01"),
         "The last byte of a stream that nothing delimits is not 00.",
-        section="timer",
+        section="board",
     )
     yield reject(
         "stream/ends-behind-undelimited-head",
@@ -817,7 +1247,7 @@ def _stream() -> Iterator[Vector]:
         undelimited,
         Cut("body"),
         "The input ends where a body that nothing delimits should begin.",
-        section="timer",
+        section="board",
     )
 
 

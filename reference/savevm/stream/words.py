@@ -1,5 +1,7 @@
 """The words of page records, made for many pages at once."""
 
+import struct
+
 from mypy_extensions import i64
 
 __all__ = ["PageWords"]
@@ -18,10 +20,11 @@ class PageWords:
         self._bytes: i64 = 1 << 24 if page_size >= 1024 else 1 << 16
         self._columns: i64 = 5 if page_size >= 1024 else 6
         self.count: i64 = self._bytes // page_size
-        self._records = bytearray()
-        for i in range(int(self.count)):
-            word = i * int(page_size) | int(flags)
-            self._records += word.to_bytes(8, "big") + tail
+        size = int(self.count)
+        packed = struct.pack(f">{size}Q", *range(int(flags), size * int(page_size), int(page_size)))
+        self._records = bytearray((bytes(8) + tail) * size)
+        for column in range(8):
+            self._records[column :: int(self.stride)] = packed[column::8]
 
     def index(self, address: i64) -> i64:
         """Which record of its group is that of the page at ``address``."""

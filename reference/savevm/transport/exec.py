@@ -8,7 +8,7 @@ import subprocess
 from typing import Final
 
 from savevm.transport.address import Address, named
-from savevm.transport.fd import Descriptor
+from savevm.transport.fd import Descriptor, widen
 
 __all__ = ["Command"]
 
@@ -45,6 +45,7 @@ class Command(Descriptor):
         self._pipe: Final = self._process.stdin if writing else self._process.stdout
         assert self._pipe is not None
         super().__init__(self._pipe.fileno(), str(address), owned=False, blocking=blocking)
+        widen(self._fd)
         self._blocking: Final = blocking
         self._grace: Final = grace
         # A reader that goes early breaks the pipe itself.

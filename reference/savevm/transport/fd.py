@@ -13,10 +13,14 @@ from typing import Final
 from savevm.channel import Data, Operations
 from savevm.transport.address import Address, named
 
-__all__ = ["Descriptor", "Transport", "receive_fd", "resolve", "send_fd", "start_of"]
+__all__ = ["Descriptor", "Transport", "receive_fd", "resolve", "send_fd", "start_of", "widen"]
 
 IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
 STANDARD: Final = (0, 1, 2)
+# What a pipe or a UNIX socket should hold, in bytes: its two ends then wait for each other less.
+HELD: Final = 1 << 20
+# Python has it only where the system has.
+F_SETPIPE_SZ: Final = 1031
 
 
 class Transport(Operations):
@@ -132,6 +136,12 @@ class Descriptor(Transport):
         return 0
 
 
+def widen(fd: int) -> None:
+    """Have ``fd``, if it is a pipe, hold more, as far as the system allows."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, F_SETPIPE_SZ, HELD)
+
+
 def start_of(fd: int, *, writing: bool) -> int | None:
     """Where in its file ``fd`` stands, None where that means nothing."""
     mode = os.fstat(fd).st_mode
@@ -208,6 +218,7 @@ def open_fd(address: Address, fd: int, *, writing: bool, owned: bool, blocking: 
     """Operations on the descriptor that ``resolve`` gave; raises ``OSError``."""
     try:
         start = start_of(fd, writing=writing)
+        widen(fd)
         # A channel copes with what is not blocking; others may share what is.
         return Descriptor(
             fd, str(address), start=start, owned=owned, blocking=None if blocking else False

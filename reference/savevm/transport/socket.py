@@ -12,9 +12,9 @@ from typing import Final
 
 from savevm.channel import Data
 from savevm.transport.address import Address, named
-from savevm.transport.fd import Descriptor
+from savevm.transport.fd import HELD, Descriptor
 
-__all__ = ["Listener", "Socket", "adopt", "connect", "leave", "send_at_once"]
+__all__ = ["Listener", "Socket", "adopt", "connect", "leave", "tune"]
 
 BACKLOG: Final = 16
 # Seconds between two attempts to connect.
@@ -23,10 +23,12 @@ PAUSE: Final = 0.01
 DRAINED: Final = 4 << 20
 
 
-def send_at_once(connection: socket.socket) -> None:
-    """Have the system not wait for more: what comes to it was gathered before."""
-    if connection.family != socket.AF_UNIX:
-        with contextlib.suppress(OSError):
+def tune(connection: socket.socket) -> None:
+    """Have TCP not wait for more, as what comes to it was gathered before, and UNIX hold more."""
+    with contextlib.suppress(OSError):
+        if connection.family == socket.AF_UNIX:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, HELD)
+        else:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
@@ -55,7 +57,7 @@ class Socket(Descriptor):
         # Not by the descriptor: the object would go on waiting on its own.
         if blocking is not None:
             connection.setblocking(blocking)
-        send_at_once(connection)
+        tune(connection)
 
     def put_buffer(self, data: memoryview, position: int) -> int:
         self._written = True

@@ -15,7 +15,7 @@ from typing import Final
 from savevm.channel import Data
 from savevm.transport.address import Address
 from savevm.transport.fd import Transport
-from savevm.transport.socket import Socket, leave, send_at_once
+from savevm.transport.socket import Socket, leave, tune
 
 __all__ = ["Credentials", "Tls", "TlsError", "over"]
 
@@ -198,7 +198,7 @@ class Tls(Transport):
     ) -> None:
         super().__init__(name)
         connection.setblocking(False)
-        send_at_once(connection)
+        tune(connection)
         self._socket: Final = connection
         self._incoming: Final = ssl.MemoryBIO()
         self._outgoing: Final = ssl.MemoryBIO()
