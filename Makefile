@@ -15,7 +15,7 @@ help:
 	@echo 'make conformance  set up, hold grammar and reference against all vectors, print the verdict'
 	@echo 'make test         set up, run all tests on the compiled and on the pure Python build'
 	@echo 'make lint         ruff, mypy --strict, layering'
-	@echo 'make bench        speed of verify and extract against cat and QEMU (needs a QEMU)'
+	@echo 'make bench        speed of save, load, verify and extract against cat and QEMU'
 	@echo 'make vectors      generate the conformance vectors again'
 	@echo 'make docs         the documentation, in docs/_build/html'
 

@@ -96,7 +96,7 @@ def _closed(channel: Channel, begin: float) -> float:
 def save(machine: savevm.Registry, address: str) -> float:
     begin = time.perf_counter()
     channel = Channel(open_output(address))
-    savevm.save(machine, channel)
+    savevm.save(machine, channel, savevm.Format(machine="pc"))
     return _closed(channel, begin)
 
 
@@ -115,7 +115,8 @@ async def _completed(qemu: Qemu, command: str, uri: str) -> float:
         begin = time.perf_counter()
         await qemu.execute(command, {"uri": uri})
         async for event in told:
-            status = event["data"]["status"]
+            data: Any = event["data"]
+            status = data["status"]
             if status == "completed":
                 return time.perf_counter() - begin
             if status == "failed":

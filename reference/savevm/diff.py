@@ -163,8 +163,9 @@ class _Units(_Cells):
 class _Hashes(Sink):
     """Hashes pages and blocks of disks; keeps record bodies until their event comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, page_size: int) -> None:
         self.reader: Reader | None = None
+        self.page_size: Final = page_size  # where the stream does not tell
         self.ram: Final[dict[str, _Units]] = {}
         self.disks: Final[dict[str, _Units]] = {}
         self.body = bytearray()
@@ -176,7 +177,7 @@ class _Hashes(Sink):
 
     def block(self, name: str, used_length: int, page_size: int) -> None:
         assert self.reader is not None
-        unit = self.reader.page_size or RAM_PAGE_SIZE_DEFAULT
+        unit = self.reader.page_size or self.page_size
         self.ram.setdefault(name, _Units(unit))
         self.mixed |= self.ram[name].size != unit
         self._unit = page_size
@@ -260,11 +261,18 @@ class Contents:
     """What a stream holds, as far as it is compared.
 
     Feed ``reader`` and give its events to ``take``; in the end call ``finish``.  ``flaw`` then says
-    why the stream cannot be compared, if it cannot.
+    why the stream cannot be compared, if it cannot.  ``page_size`` in bytes is that of RAM in
+    versions 1 and 2, which have none.
     """
 
-    def __init__(self, *, description: Any = None, searched: bool = False) -> None:
-        self._sink: Final = _Hashes()
+    def __init__(
+        self,
+        *,
+        description: Any = None,
+        searched: bool = False,
+        page_size: int = RAM_PAGE_SIZE_DEFAULT,
+    ) -> None:
+        self._sink: Final = _Hashes(page_size)
         self.reader: Final = Reader(description=description, searched=searched, sink=self._sink)
         self._sink.reader = self.reader
         self.configuration: Configuration | None = None
@@ -358,7 +366,7 @@ class Contents:
     @property
     def page_size(self) -> int:
         """Bytes of what has one hash."""
-        return self.reader.page_size or RAM_PAGE_SIZE_DEFAULT
+        return self.reader.page_size or self._sink.page_size
 
     @property
     def disks(self) -> Iterable[str]:
@@ -554,7 +562,8 @@ def differences(a: Contents, b: Contents, ignored: Ignored) -> Iterator[Differen
 
     Raises ``ValueError`` where pages have different sizes.
     """
-    if a.page_size != b.page_size and RAM_IDSTR not in ignored:
+    both = a.reader.blocks and b.reader.blocks
+    if both and a.page_size != b.page_size and RAM_IDSTR not in ignored:
         raise ValueError(f"pages of {a.page_size} bytes and pages of {b.page_size} bytes")
     for section, found in _sections(a, b):
         if section in ignored:

@@ -147,32 +147,41 @@ Footer = Struct(
 )
 
 
-def _begins_record(data: bytes, offset: int, sections: Container[int]) -> bool:
-    """Whether ``data`` from ``offset`` on looks like a section, or is no more than the EOF mark."""
+def _begins_record(data: bytes, offset: int, sections: Container[int]) -> bool | None:
+    """Whether ``data`` from ``offset`` on looks like a section, or is the EOF mark; None: as far as it goes."""
     head = data[offset : offset + 6]
-    kind = head[0] if head else None
-    if kind in (SECTION_START, SECTION_FULL) and len(head) == 6:
+    if not head:
+        return None
+    if head[0] in (SECTION_PART, SECTION_END):
+        return None if len(head) < 5 else int.from_bytes(head[1:5]) in sections
+    if head[0] in (SECTION_START, SECTION_FULL):
+        if len(head) < 6:
+            return None
         name = data[offset + 6 : offset + 6 + head[5]]
-        return 0 < len(name) == head[5] and all(0x20 <= byte <= 0x7E for byte in name)
-    if kind in (SECTION_PART, SECTION_END) and len(head) >= 5:
-        return int.from_bytes(head[1:5]) in sections
-    return kind == EOF and offset + 1 == len(data)
+        if not head[5] or not all(0x20 <= byte <= 0x7E for byte in name):
+            return False
+        return True if len(name) == head[5] else None
+    return data[offset:] == bytes([EOF])
 
 
 def _may_have_footer(state: Reading) -> bool:
     return state.configured if state.footers is None else state.footers
 
 
-def _likeliest(section: Any, bodies: list[Body]) -> Body:
-    """Of bodies that schemas give, one that can be read, if possible with a record behind it."""
-    if len(bodies) == 1:
-        return bodies[0]
+def _likeliest(section: Any, bodies: list[Body]) -> Body | None:
+    """Of bodies that schemas give, the first with a record behind it, else with a part of one.
+
+    None if there is no such, but one that can be read; the first if none can.
+    """
     state = reading(section)
     data = section._io.getvalue()
     ends = [(body, schema.end(body, section._io, state)) for body in bodies]
     readable = [(body, end) for body, end in ends if end is not None]
-    likely = [body for body, end in readable if _begins_record(data, end, state.sections)]
-    return [*likely, *(body for body, _ in readable), *bodies][0]
+    if not readable:
+        return bodies[0]
+    behind = [(body, _begins_record(data, end, state.sections)) for body, end in readable]
+    likely = [b for b, begins in behind if begins] + [b for b, begins in behind if begins is None]
+    return next(iter(likely), None)
 
 
 def _undescribed(section: Any) -> Body:
@@ -207,7 +216,9 @@ def _body(section: Any) -> Body:
         return state.body(identity.device, vmstate.body)
     if not _may_have_footer(state) and (layouts := schemas(*key)):
         state.footers = False
-        return _likeliest(section, [state.body(layout, schema.body) for layout in layouts])
+        known = _likeliest(section, [state.body(layout, schema.body) for layout in layouts])
+        if known is not None:
+            return known
     return _undescribed(section)
 
 

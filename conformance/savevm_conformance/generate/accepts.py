@@ -1037,6 +1037,16 @@ def _known() -> Iterator[Vector]:
         "stream.undelimited",
         findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="timer"),
     )
+    wire = timer(Wire().header(), 0)
+    wire.section(4, 1, b"timer", 1, 2).put(pattern(24), "body")
+    wire.subsection(b"timer/later", 1, "later").put(pattern(4)).eof()
+    yield known(
+        "changed-since",
+        wire,
+        "Behind what is known of a device no record begins, so it reaches to the end.",
+        "stream.undelimited",
+        findings=found(wire, "body", UNDESCRIBED, UNDELIMITED, section="timer"),
+    )
 
 
 def _htab() -> Iterator[Vector]:

@@ -1087,13 +1087,6 @@ def _known() -> Iterator[Vector]:
         "The input ends behind a device that is known.",
     )
     yield reject(
-        "vmstate/known-no-record-behind",
-        "section.type",
-        accepts()["vmstate/known-i8259-16"],
-        Insert("eof", b"\x09"),
-        "Behind neither layout a record begins, so the first that can be read is taken.",
-    )
-    yield reject(
         "vmstate/known-no-layout-fits",
         "vmstate.truncated",
         accepts()["vmstate/known-i8259-16"],
@@ -1120,14 +1113,6 @@ def _known() -> Iterator[Vector]:
             f"Version {version:#x} of a subsection that is known as version 3.",
             section="ps2kbd",
         )
-    yield reject(
-        "vmstate/known-subsection-unknown",
-        "section.type",
-        subsection,
-        Patch("led", 2 + len("ps2kbd/led"), b"S"),
-        "A subsection of another name is none, and no record begins with its mark.",
-        at="led",
-    )
 
 
 def _htab() -> Iterator[Vector]:

@@ -13,7 +13,13 @@ from savevm.cli.common import CannotRun, Problems, chunks, fed, opened, shown
 from savevm.diff import Contents, Difference, Ignored, PageContents, differences
 from savevm.source import Source
 from savevm.stream.reader import Reader
-from savevm_spec.constants import BLOCK_IDSTR, HTAB_IDSTR, RAM_IDSTR, STORAGE_ATTRIBUTES_IDSTR
+from savevm_spec.constants import (
+    BLOCK_IDSTR,
+    HTAB_IDSTR,
+    RAM_IDSTR,
+    RAM_PAGE_SIZE_DEFAULT,
+    STORAGE_ATTRIBUTES_IDSTR,
+)
 
 # Lines of one section, and runs on one line, without --all.
 _LINES = 10
@@ -28,8 +34,10 @@ _UNITS = {
 }
 
 
-def _contents(source: Source) -> Contents:
-    contents = Contents(description=source.description(), searched=source.size is not None)
+def _contents(source: Source, page_size: int) -> Contents:
+    contents = Contents(
+        description=source.description(), searched=source.size is not None, page_size=page_size
+    )
     problems = Problems()
     for _, events in fed(source, contents.reader, problems):
         contents.take(events)
@@ -187,9 +195,14 @@ def diff(
     if a == b == "-":
         raise click.UsageError("standard input cannot be both")
     sides: list[tuple[str, str | None, Contents]] = []
+    page_size = RAM_PAGE_SIZE_DEFAULT
     for name, tag in ((a, snapshot_a), (b, snapshot_b)):
         with opened(name, tag) as source:
-            sides.append((name, tag, _contents(source)))
+            sides.append((name, tag, _contents(source, page_size)))
+        page_size = sides[-1][2].page_size
+    if sides[0][2].page_size != page_size and not sides[0][2].reader.page_size and a != "-":
+        with opened(a, snapshot_a) as source:
+            sides[0] = a, snapshot_a, _contents(source, page_size)
     try:
         found = list(differences(sides[0][2], sides[1][2], Ignored(ignore)))
     except ValueError as e:

@@ -764,23 +764,30 @@ class Reader:
         self._pos = end
 
     def _read_by_schema(self, known: tuple[dict[str, Any], ...]) -> bool:
+        """Read the body by the first schema with a record behind it, else with a part of one.
+
+        Whether there is such.  Raises the first schema's error if none can be read.
+        """
         assert self._section is not None
-        self.footers = False
         chosen: tuple[Any, dict[str, Any], int, int] | None = None
         error: StreamError | None = None
+        readable = False
         for schema in known:
             try:
                 decoded = self._decode_by(schema)
             except StreamError as e:
                 error = error or e
                 continue
-            if len(known) == 1 or self._record_begins(decoded[2] - self._pos):
+            readable = True
+            begins = self._record_begins(decoded[2] - self._pos)
+            if begins or (begins is None and chosen is None):
                 chosen = decoded
+            if begins:
                 break
-            chosen = chosen or decoded
         if chosen is None:
-            assert error is not None
-            raise error
+            if not readable and error is not None:
+                raise error
+            return False
         state, layout, end, self._fields = chosen
         size = end - self._pos
         self._events.append(Device(self._at(0), "vmstate", size, state, layout, b""))
@@ -805,21 +812,27 @@ class Reader:
             self._wait_within(e.need - self._pos, "vmstate.truncated")
             raise
 
-    def _record_begins(self, at: int) -> bool:
-        """Whether what begins ``at`` bytes from the position looks like a record."""
+    def _record_begins(self, at: int) -> bool | None:
+        """Whether what begins ``at`` bytes from the position looks like a record.
+
+        None: it does, and the input ends before the record can be told.
+        """
         if not self._there(at + 1):
-            return False
+            return None
         kind = self._int(at, 1)
         if kind == EOF:
             return not self._there(at + 2)
         if kind in (SECTION_PART, SECTION_END):
-            return self._there(at + 5) and self._int(at + 1, 4) in self._ids
-        if kind not in (SECTION_START, SECTION_FULL) or not self._there(at + 6):
+            return self._int(at + 1, 4) in self._ids if self._there(at + 5) else None
+        if kind not in (SECTION_START, SECTION_FULL):
             return False
+        if not self._there(at + 6):
+            return None
         length = self._int(at + 5, 1)
-        if not length or not self._there(at + 6 + length):
+        whole = self._there(at + 6 + length)
+        if not length or not all(0x20 <= byte <= 0x7E for byte in self._bytes(at + 6, length)):
             return False
-        return all(0x20 <= byte <= 0x7E for byte in self._bytes(at + 6, length))
+        return True if whole else None
 
     def _there(self, count: int) -> bool:
         """Whether the input has ``count`` bytes from the position on."""
@@ -835,7 +848,9 @@ class Reader:
         if not self.footers and (self.footers is not None or not self.configured):
             known = schemas(self._section.idstr, self._section.version_id)
             if known:
-                return self._read_by_schema(known)
+                self.footers = False
+                if self._read_by_schema(known):
+                    return True
         else:
             size = self._distance_to_footer(self._section.section_id)
         if size < 0 and not self._final:
