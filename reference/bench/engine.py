@@ -174,39 +174,35 @@ class Engine:
         load(self._machine, f"file:{stream}")
 
     def saves(self, over: str) -> dict[str, Job]:
-        """Save over a "file", "pipe" or "socket": who does it, ourselves first."""
-        address = {
-            "file": f"file:{self._written}",
-            "pipe": "exec:cat > /dev/null",
-            "socket": f"unix:{self._socket}",
-        }[over]
-        copy = {
-            "file": partial(shell, f"cat {self._stream} > {self._written}"),
-            "pipe": partial(shell, f"cat {self._stream} | cat > /dev/null"),
+        """Save over a "file", "fd" (of a file), "pipe" or "socket": who does it, ourselves first."""
+        pipe = "cat > /dev/null"
+        addresses = {"pipe": f"exec:{pipe}", "socket": f"unix:{self._socket}"}
+        address = addresses.get(over, f"file:{self._written}")
+        copies = {
+            "pipe": partial(shell, f"cat {self._stream} | {pipe}"),
             "socket": partial(timed, pump.send, str(self._stream), str(self._socket)),
-        }[over]
+        }
+        copy = copies.get(over, partial(shell, f"cat {self._stream} > {self._written}"))
         peers: dict[str, Job] = {"savevm": partial(save, self._machine, address), "copy": copy}
         if self._qemu:
-            peers["QEMU"] = partial(migrate, self._qemu, self._directory, address)
+            uri = f"exec:cat > {self._written}" if over == "file" else address
+            peers["QEMU"] = partial(migrate, self._qemu, self._directory, uri)
         return {name: partial(self._alone, "receive", over, job) for name, job in peers.items()}
 
     def loads(self, over: str) -> dict[str, Job]:
-        """Load over a "file", "pipe" or "socket", as ``saves``."""
-        address = {
-            "file": f"file:{self._stream}",
-            "pipe": f"exec:cat {self._stream}",
-            "socket": f"unix:{self._socket}",
-        }[over]
-        copy = {
-            "file": partial(shell, f"cat {self._stream} 1<> {self._over}"),
-            "pipe": partial(shell, f"cat {self._stream} | cat 1<> {self._over}"),
+        """Load over a "file", "fd" (of a file), "pipe" or "socket", as ``saves``."""
+        pipe = f"cat {self._stream}"
+        addresses = {"pipe": f"exec:{pipe}", "socket": f"unix:{self._socket}"}
+        address = addresses.get(over, f"file:{self._stream}")
+        copies = {
+            "pipe": partial(shell, f"{pipe} | cat 1<> {self._over}"),
             "socket": partial(timed, pump.receive, str(self._over), str(self._socket)),
-        }[over]
+        }
+        copy = copies.get(over, partial(shell, f"{pipe} 1<> {self._over}"))
         peers: dict[str, Job] = {"savevm": partial(self._load, address), "copy": copy}
         if self._incoming:
-            peers["QEMU"] = partial(
-                migrate, self._incoming, self._directory, address, incoming=True
-            )
+            uri = f"exec:{pipe}" if over == "file" else address
+            peers["QEMU"] = partial(migrate, self._incoming, self._directory, uri, incoming=True)
         return {name: partial(self._alone, "send", over, job) for name, job in peers.items()}
 
     def _load(self, address: str) -> float:

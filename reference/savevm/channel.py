@@ -135,6 +135,7 @@ class Channel:
 
     ``blocking`` False: what the transport does not take now stays in memory, without a bound, and
     reading returns what is there.  Otherwise the channel tries again every ``pause`` seconds.
+    ``rate`` can be changed at any time.
 
     ``error`` is 0 or the first negative errno, ``end`` how the channel stands, ``position`` how many
     bytes the caller has written or read, ``transferred`` how many the operations have moved.
@@ -154,7 +155,7 @@ class Channel:
         self.transferred = 0
         self.frozen = False
         self._operations: Final = operations
-        self._rate: Final = rate
+        self.rate = rate
         self._blocking: Final = blocking
         self._pause: Final = pause
         self._writing: bool | None = None
@@ -205,8 +206,8 @@ class Channel:
         if self.error:
             return False
         self.position += size
-        if self._rate is not None:
-            self._rate.account(size)
+        if self.rate is not None:
+            self.rate.account(size)
         return True
 
     def _put(self, buffers: Sequence[Data], size: int) -> int:
@@ -264,9 +265,13 @@ class Channel:
     def overwrite(self, position: int, data: bytes) -> int:
         """Write ``data`` again at ``position``, where bytes were written before; as ``write``.
 
-        Only over operations that are seekable, and blocking.
+        Only over operations that are seekable; waits for them.
         """
-        if self.flush() < 0:
+        # An operation may refuse now and then even what blocks no one.
+        while self.flush() == -errno.EAGAIN:
+            time.sleep(self._pause)
+            self.notify()
+        if self.error:
             return self.error
         view = memoryview(data)
         while len(view):
@@ -300,7 +305,7 @@ class Channel:
     @property
     def rate_wait(self) -> float:
         """Seconds until the rate limit lets a writer go on."""
-        return self._rate.wait if self._rate is not None else 0.0
+        return self.rate.wait if self.rate is not None else 0.0
 
     @property
     def seekable(self) -> bool:
@@ -326,8 +331,8 @@ class Channel:
         """Have ``size`` bytes in the buffer, if the input has them."""
         self._use(writing=False)
         while len(self._buffer) < size and not self.error and self.end is End.OPEN:
-            want = max(BUFFER, size - len(self._buffer))
-            room = bytearray(want)
+            # No more at once than a chunk, as ``size`` may be what a broken input says.
+            room = bytearray(max(BUFFER, min(CHUNK, size - len(self._buffer))))
             count = self._operations.get_buffer(memoryview(room), self.transferred)
             if count > 0:
                 self.transferred += count

@@ -44,7 +44,10 @@ from savevm_spec.constants import (
     BLOCK_IDSTR,
     BLOCK_SECTOR_BITS,
     BLOCK_SIZE,
+    CMD_OPEN_RETURN_PATH,
     CMD_PACKAGED,
+    CMD_PING,
+    CMD_SWITCHOVER_START,
     COMMAND_NAMES,
     HTAB_IDSTR,
     LIVE_VERSIONS,
@@ -74,6 +77,8 @@ _NOTHING: Final = {
     STORAGE_ATTRIBUTES_IDSTR: STORAGE_ATTRIBUTES_EOS.to_bytes(8, "big"),
     BLOCK_IDSTR: BLOCK_EOS.to_bytes(8, "big"),
 }
+# Commands that mean nothing to who reads a file.
+_CONVERSATION: Final = frozenset({CMD_OPEN_RETURN_PATH, CMD_PING, CMD_SWITCHOVER_START})
 _DISK_FLAGS: Final = (1 << BLOCK_SECTOR_BITS) - 1
 _VERSION_2_BODY_MAX: Final = (1 << 31) - 1
 # Live sections stay in memory up to this many bytes, then go to a temporary file.
@@ -161,13 +166,40 @@ class Carried(Live):
         return self._records[-2][1] - self._records[max(self._next, 1) - 1][1]
 
 
-class _Contents(Sink):
-    """RAM goes to ``ram``, whose blocks are made as they come; all else is held until its event."""
+class _Held(Sink):
+    """Holds bodies of records and blocks of disks until their events come."""
+
+    def __init__(self) -> None:
+        self._bodies = bytearray()
+        self._disks = bytearray()
+
+    def body_data(self, data: bytes, start: i64, end: i64) -> None:
+        self._bodies += data[start:end]
+
+    def disk_data(
+        self, device: str, sector: i64, at: i64, data: bytes, start: i64, end: i64
+    ) -> None:
+        self._disks += data[start:end]
+
+    def body(self, size: int) -> bytes:
+        """The next body, of ``size`` bytes."""
+        data = bytes(memoryview(self._bodies)[:size])
+        del self._bodies[:size]
+        return data
+
+    def disk_block(self) -> bytes:
+        """The next block of a disk."""
+        data = bytes(memoryview(self._disks)[:BLOCK_SIZE])
+        del self._disks[:BLOCK_SIZE]
+        return data
+
+
+class _Contents(_Held):
+    """RAM goes to ``ram``, whose blocks are made as they come."""
 
     def __init__(self, block_name: str | None) -> None:
+        super().__init__()
         self.ram: Final = RamLoader([])
-        self.body = bytearray()
-        self.disk = bytearray()
         self.reader: Reader | None = None
         self._block_name: Final = block_name
 
@@ -184,7 +216,11 @@ class _Contents(Sink):
         if name not in self.ram.blocks:
             called = self._block_name if self.unnamed and self._block_name else name
             page_size = self.reader.page_size or RAM_PAGE_SIZE_DEFAULT
-            self.ram.blocks[name] = RamBlock(called, used_length, page_size)
+            try:
+                self.ram.blocks[name] = RamBlock(called, used_length, page_size)
+            except OSError as e:
+                why = f"no room for block {name!r} of RAM, of {used_length} bytes"
+                raise OSError(e.errno, why) from None
 
     def block(self, name: str, used_length: int, page_size: int) -> None:
         self.make(name, used_length)
@@ -196,21 +232,13 @@ class _Contents(Sink):
     def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
         self.ram.fill(block, address, count, byte)
 
-    def body_data(self, data: bytes, start: i64, end: i64) -> None:
-        self.body += data[start:end]
-
-    def disk_data(
-        self, device: str, sector: i64, at: i64, data: bytes, start: i64, end: i64
-    ) -> None:
-        self.disk += data[start:end]
-
 
 class _Bodies:
     """Turns the events of live sections other than RAM into bytes again."""
 
-    def __init__(self, disk: bytearray) -> None:
+    def __init__(self, held: _Held) -> None:
         self._writer: Final = Writer()
-        self._disk: Final = disk
+        self._held: Final = held
 
     def bytes(self, event: Event) -> tuple[bytes, bool]:
         """The bytes of an event, and whether they say more than that a body ends."""
@@ -227,8 +255,7 @@ class _Bodies:
                 flags = event.word & _DISK_FLAGS
                 said = flags != BLOCK_EOS
                 if flags == BLOCK_DEVICE:
-                    contents = bytes(memoryview(self._disk)[:BLOCK_SIZE])
-                    del self._disk[:BLOCK_SIZE]
+                    contents = self._held.disk_block()
         return self._writer.write(event, contents), said
 
 
@@ -274,11 +301,14 @@ class Saved:
         self.flaws: Final[list[str]] = []
         self.has_ram = False
         self.before_ram: int | None = None
-        self._bodies: Final = _Bodies(self._contents.disk)
+        self._bodies: Final = _Bodies(self._contents)
         self._section: Section | None = None
+        self._record: RecordBody | None = None
+        self._whole = bytearray()  # the body of a live section that comes as FULL
         self._carried: dict[tuple[str, int], Carried] = {}
         self._started = False
         self._without_pages = False
+        self._ram_kinds: Final[list[int]] = []
 
     def take(self, events: Iterable[Event]) -> None:
         """Events of ``reader``, in order."""
@@ -290,17 +320,15 @@ class Saved:
             elif isinstance(event, _LIVE_EVENTS):
                 self._live(event)
             elif isinstance(event, BodyEnd):
-                if self._contents.body:
-                    self._record_body()
+                self._end_body()
             elif isinstance(event, Configuration):
                 self.configuration = event
             elif isinstance(event, Command):
                 self.commands.append(event.number)
             elif isinstance(event, RamWord):
                 self._without_pages |= event.word == RAM_MULTIFD_FLUSH
-            elif isinstance(event, RecordBody) and not event.length:
-                assert self._section is not None
-                self._add(Body(self._section, b"", None))
+            elif isinstance(event, RecordBody):
+                self._record = event
 
     def _begin(self, section: Section) -> None:
         self._section = section
@@ -309,6 +337,7 @@ class Saved:
             self.has_ram = True
             self.before_ram = len(self.entries) if self.before_ram is None else self.before_ram
             self._number(section)
+            self._ram_kinds.append(section.type)
             self._started |= section.type == SECTION_START
         elif section.type in (SECTION_START, SECTION_PART, SECTION_END):
             self._started = True
@@ -353,23 +382,27 @@ class Saved:
         assert section is not None
         data, said = self._bodies.bytes(event)
         if section.type in (0, SECTION_FULL):
-            # The next BodyEnd makes a body of it.
-            self._contents.body += data
+            self._whole += data
         elif (carried := self._carried.get((section.idstr, section.instance_id))) is not None:
             carried.add(data)
             if said:
                 carried.digest.update(data)
 
-    def _record_body(self) -> None:
-        assert self._section is not None
-        data = bytes(self._contents.body)
-        self._contents.body.clear()
-        if self._section.type == 0 and len(data) < self._section.body_length:
-            self.flaws.append(
-                f"section {self._section.idstr!r}: {len(data)} bytes are left in its record"
-            )
-        else:
-            self._add(Body(self._section, data, None))
+    def _end_body(self) -> None:
+        section = self._section
+        assert section is not None
+        if self._whole:
+            self._add(Body(section, bytes(self._whole), None))
+            self._whole.clear()
+        elif self._record is not None:
+            data = self._contents.body(self._record.length)
+            self._record = None
+            if len(data) < section.body_length:
+                self.flaws.append(
+                    f"section {section.idstr!r}: {len(data)} bytes are left in its record"
+                )
+            else:
+                self._add(Body(section, data, None))
 
     def finish(self) -> None:
         """The stream has been read whole."""
@@ -381,10 +414,12 @@ class Saved:
             self.flaws.append("the pages of RAM are not in the stream, but in channels beside it")
         seen = Counter((entry.idstr, entry.instance_id) for entry in self.entries)
         self.flaws.extend(f"section {key[0]!r} comes twice" for key, n in seen.items() if n > 1)
-        for carried in self._carried.values():
-            kinds = carried.kinds
+        in_parts = {_called(carried): carried.kinds for carried in self._carried.values()}
+        if SECTION_START in self._ram_kinds:
+            in_parts[f"section {RAM_IDSTR!r}"] = self._ram_kinds
+        for called, kinds in in_parts.items():
             if kinds.count(SECTION_END) != 1 or kinds[-1] != SECTION_END:
-                self.flaws.append(f"{_called(carried)} does not end with its END")
+                self.flaws.append(f"{called} does not end with its END")
 
     @property
     def blocks(self) -> list[RamBlock]:
@@ -465,10 +500,10 @@ def plan(
 def _commands(saved: Saved, drop: Sequence[str], dropped: list[str]) -> list[str]:
     if not saved.commands:
         return []
-    names = ", ".join(sorted({COMMAND_NAMES[number] for number in saved.commands}))
     if CMD_PACKAGED in saved.commands:
         return ["sections are in a package of postcopy, which is not opened"]
-    if "commands" not in drop:
+    names = ", ".join(sorted({COMMAND_NAMES[number] for number in saved.commands}))
+    if "commands" not in drop and not _CONVERSATION.issuperset(saved.commands):
         return [f"commands ({names}) are not written (--drop commands)"]
     dropped.append(f"commands: {names}")
     return []
@@ -522,8 +557,13 @@ def _unfit(entries: list[Body | Carried], known: Dialect) -> list[str]:
             for entry in entries
             if isinstance(entry, Body) and len(entry.data) > _VERSION_2_BODY_MAX
         ]
+    nameless = [
+        f"a section of {len(entry.data)} bytes has no idstr"
+        for entry in entries
+        if isinstance(entry, Body) and not entry.idstr
+    ]
     if known.vmdescription:
-        return []
+        return nameless
     endless = [
         f"{entry.idstr!r} version {entry.version_id} ({len(entry.data)} bytes)"
         for entry in entries
@@ -532,10 +572,11 @@ def _unfit(entries: list[Body | Carried], known: Dialect) -> list[str]:
         and not any(_exact(s, entry) for s in schemas(entry.idstr, entry.version_id))
     ]
     if not endless:
-        return []
+        return nameless
     return [
+        *nameless,
         f"nothing in dialect {known.name} says where a body ends, and no schema does so for "
-        + ", ".join(endless)
+        + ", ".join(endless),
     ]
 
 
@@ -558,6 +599,10 @@ def _ram(saved: Saved, form: Format, reasons: list[str]) -> Ram:
         )
     if known.ram_version == 2 and len(blocks) == 1 and blocks[0].used_length % RAM_V2_BLOCK_SIZE:
         reasons.append(f"RAM of {blocks[0].used_length} bytes is not a whole number of KiB")
+    if known.ram_version == RAM_VERSION and blocks and not blocks[-1].used_length:
+        reasons.append(
+            f"block {blocks[-1].name!r} of 0 bytes is the last in the list: none reads it"
+        )
     # Among the devices it has its place by its section id, as when it is registered.
     ram = Ram(blocks, priority=0)
     try:
@@ -606,14 +651,13 @@ def write(plan: Plan, operations: Operations, progress: Callable[[int, int], Non
     return channel.position
 
 
-class _RamCheck(Sink):
+class _RamCheck(_Held):
     """Compares RAM that comes with that of ``blocks``; ``wrong`` says where they first differ."""
 
     def __init__(self, blocks: dict[str, RamBlock]) -> None:
+        super().__init__()
         self.wrong: str | None = None
         self.seen: Counter[str] = Counter()
-        self.body = bytearray()
-        self.disk = bytearray()
         self._blocks: Final = blocks
         self._units: dict[str, int] = {}
 
@@ -653,14 +697,6 @@ class _RamCheck(Sink):
                 return
             page = found.touched.find(b"\x01", page + 1, -(-end // size))
 
-    def body_data(self, data: bytes, start: i64, end: i64) -> None:
-        self.body += data[start:end]
-
-    def disk_data(
-        self, device: str, sector: i64, at: i64, data: bytes, start: i64, end: i64
-    ) -> None:
-        self.disk += data[start:end]
-
 
 class ReadBack:
     """Holds a stream that was written by ``plan`` against what was to be written.
@@ -682,10 +718,12 @@ class ReadBack:
         self._blocks: Final = blocks
         self._ram: Final = _RamCheck(blocks)
         self.reader: Final = Reader(description=description, searched=True, sink=self._ram)
-        self._bodies: Final = _Bodies(self._ram.disk)
+        self._bodies: Final = _Bodies(self._ram)
         self._section: Section | None = None
         self._digests: Final[dict[tuple[str, int], hashlib.blake2b]] = {}
         self._wrong: str | None = None
+        self._record: RecordBody | None = None
+        self._whole = bytearray()
 
     def take(self, events: Iterable[Event]) -> None:
         """Events of ``reader``, in order."""
@@ -699,16 +737,19 @@ class ReadBack:
                 assert self._section is not None
                 data, said = self._bodies.bytes(event)
                 if self._section.type == SECTION_FULL:
-                    self._ram.body += data
+                    self._whole += data
                 elif said:
                     key = self._section.idstr, self._section.instance_id
                     self._digests.setdefault(key, _digest()).update(data)
-            elif isinstance(event, RecordBody) and not event.length:
-                self._body(b"")
+            elif isinstance(event, RecordBody):
+                self._record = event
             elif isinstance(event, BodyEnd):
-                if self._ram.body:
-                    self._body(bytes(self._ram.body))
-                    self._ram.body.clear()
+                if self._record is not None:
+                    self._body(self._ram.body(self._record.length))
+                    self._record = None
+                elif self._whole:
+                    self._body(bytes(self._whole))
+                    self._whole.clear()
                 elif self._section is not None and self._section.type == SECTION_END:
                     self._end_live(self._section)
 

@@ -168,7 +168,7 @@ class _Hashes(Sink):
         self.page_size: Final = page_size  # where the stream does not tell
         self.ram: Final[dict[str, _Units]] = {}
         self.disks: Final[dict[str, _Units]] = {}
-        self.body = bytearray()
+        self.bodies = bytearray()
         self.mixed = False
         self._unit = 0
         self._partial = bytearray()
@@ -220,7 +220,7 @@ class _Hashes(Sink):
             units.hash(address // units.size, self._partial)
 
     def body_data(self, data: bytes, start: i64, end: i64) -> None:
-        self.body += data[start:end]
+        self.bodies += data[start:end]
 
     def disk_data(
         self, device: str, sector: i64, at: i64, data: bytes, start: i64, end: i64
@@ -283,6 +283,7 @@ class Contents:
         self.attributes: Final = _Cells(1, _S390_PAGE_SIZE)
         self.flaw: str | None = None
         self._section: Section | None = None
+        self._record: RecordBody | None = None
         self._elsewhere = False
 
     def take(self, events: Iterable[Event]) -> None:
@@ -300,10 +301,10 @@ class Contents:
                     )
                 case AttributesWord(flag=flag) if flag == STORAGE_ATTRIBUTES_MORE:
                     self.attributes.put(event.address // _S390_PAGE_SIZE, event.data)
-                case RecordBody() if not event.length:
-                    self._add(Device(event.offset, "buffer", 0, None, None, b""))
+                case RecordBody():
+                    self._record = event
                 case BodyEnd():
-                    self._end(event)
+                    self._end()
                 case Configuration():
                     self.configuration = event
                 case Command(number=number) if number == CMD_PACKAGED:
@@ -311,13 +312,14 @@ class Contents:
                 case RamWord():
                     self._elsewhere |= event.word == RAM_MULTIFD_FLUSH
 
-    def _end(self, event: BodyEnd) -> None:
-        section = self._section
+    def _end(self) -> None:
+        section, record = self._section, self._record
         assert section is not None
-        if self._sink.body:
-            data = bytes(self._sink.body)
-            self._sink.body.clear()
-            self._add(Device(event.offset - len(data), "buffer", len(data), None, None, data))
+        self._record = None
+        if record is not None:
+            data = bytes(memoryview(self._sink.bodies)[: record.length])
+            del self._sink.bodies[: record.length]
+            self._add(Device(record.offset, "buffer", len(data), None, None, data))
         elif section.idstr in (HTAB_IDSTR, STORAGE_ATTRIBUTES_IDSTR, BLOCK_IDSTR) and section.type:
             self.live.add(section.idstr)
 

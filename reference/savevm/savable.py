@@ -11,6 +11,7 @@ from savevm_spec.constants import (
     RAM_IDSTR,
     RAM_PAGE_SIZE_DEFAULT,
     RAM_UNNAMED_BLOCK,
+    RAM_V2_BLOCK_SIZE,
     RAM_VERSION,
     VERSION_2,
     VERSION_3,
@@ -136,7 +137,10 @@ class Live(Savable):
 
 
 class Ram(Live):
-    """The RAM of a machine, as section "ram"; ``blocks`` in the order in which they are listed."""
+    """The RAM of a machine, as section "ram"; ``blocks`` in the order in which they are listed.
+
+    Raises ``ValueError`` where they differ in the size of their pages, of which a stream has one.
+    """
 
     def __init__(self, blocks: list[RamBlock], priority: int = 100) -> None:
         super().__init__(
@@ -144,6 +148,12 @@ class Ram(Live):
         )
         self.blocks: Final = blocks
         self.page_size: Final = blocks[0].page_size if blocks else RAM_PAGE_SIZE_DEFAULT
+        for block in blocks:
+            if block.page_size != self.page_size:
+                raise ValueError(
+                    f"block {block.name!r} has pages of {block.page_size} bytes, others of "
+                    f"{self.page_size}"
+                )
         self.sink: Final = RamLoader(blocks)
         self._saver: RamSaver | None = None
         self._version = RAM_VERSION
@@ -163,6 +173,13 @@ class Ram(Live):
                 raise CannotExpressError(
                     f"RAM version {version} has 32 bits for the size of RAM, which is {size} bytes"
                 )
+        unit = RAM_V2_BLOCK_SIZE if version < 3 else self.page_size
+        for block in self.blocks:
+            if block.used_length % unit:
+                raise CannotExpressError(
+                    f"RAM version {version} comes in units of {unit} bytes, and block "
+                    f"{block.name!r} has {block.used_length} bytes"
+                )
         self._version = version
         return version
 
@@ -170,7 +187,8 @@ class Ram(Live):
         if self._version < 3:
             save_version_2(self.blocks[0], out)
             return
-        self._saver = RamSaver(self.blocks, self._version)
+        # A block list ends when all of the RAM has been listed: it has no place for empty ones.
+        self._saver = RamSaver([b for b in self.blocks if b.used_length], self._version)
         self._saver.begin(out, live)
 
     def iterate(self, out: Channel, budget: int) -> int:

@@ -26,6 +26,7 @@ from savevm.stream.events import (
     Footer,
     Header,
     RamBlocks,
+    RecordBody,
     Section,
     VmDescription,
 )
@@ -92,7 +93,8 @@ class Machine(Protocol):
 
 @dataclass
 class Progress:
-    """How far a save is.  ``phase``: "live", "stopped" or "completed"; all else in bytes."""
+    """How far a save is.  ``phase``: "live", "stopped" or "completed" (the channel has given all to
+    its transport); all else in bytes."""
 
     phase: str
     round: int
@@ -128,6 +130,7 @@ class Saver:
         self._whole: Final = [entry for entry in every if entry not in self._live]
         self._next = 0  # the live section whose turn it is
         self._resume = False
+        self._written = False
         if self.form.version == VERSION_2 and not channel.seekable:
             raise CannotExpressError(
                 "version 2 needs an output that can be written again before its end"
@@ -152,7 +155,7 @@ class Saver:
 
     def progress(self) -> Progress:
         """How far the save is."""
-        left = self.channel.held_back if self.phase == "completed" else self.left
+        left = self.channel.held_back if self._written else self.left
         return Progress(self.phase, self.round, self.channel.position, left)
 
     def begin(self) -> int:
@@ -200,15 +203,16 @@ class Saver:
                 self._complete_version_2()
             else:
                 self._complete_version_3()
-            self.phase = "completed"
+            self._written = True
             return self.flush()
         except BaseException:
             self.cancel()
             raise
 
     def stop(self) -> None:
-        """Stop the machine, if it runs."""
+        """Stop the machine, if it runs, and limit the channel's rate no more."""
         self.phase = "stopped"
+        self.channel.rate = None
         if self._machine is not None and self._machine.running:
             self._machine.stop()
             self._resume = True
@@ -224,14 +228,19 @@ class Saver:
         except BaseException:
             self.cancel()
             raise
-        return self.channel.held_back
+        left = self.channel.held_back
+        if self._written and not left:
+            self.phase = "completed"
+        return left
 
     def cancel(self) -> None:
         """End the save, wherever it is, and let the machine run as it did before."""
-        for entry in [*self._live, *self._whole]:
-            if isinstance(entry, Live):
-                entry.cancel()
-        self.release()
+        try:
+            for entry in [*self._live, *self._whole]:
+                if isinstance(entry, Live):
+                    entry.cancel()
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Let the machine run again if this save stopped it."""
@@ -337,14 +346,21 @@ def save(
     """
     saver = Saver(registry, channel, form, machine)
     deadline = None if timeout is None else time.monotonic() + timeout
-    saver.begin()
-    while _left_to_do(saver, threshold, deadline):
-        time.sleep(channel.rate_wait)
-        saver.iterate()
-    left = saver.complete()
-    while left:
-        time.sleep(_PAUSE)
-        left = saver.flush()
+    try:
+        saver.begin()
+        while _left_to_do(saver, threshold, deadline):
+            if channel.rate_exceeded:
+                time.sleep(channel.rate_wait or _PAUSE)
+                saver.flush()
+            else:
+                saver.iterate()
+        left = saver.complete()
+        while left:
+            time.sleep(_PAUSE)
+            left = saver.flush()
+    except BaseException:
+        saver.cancel()
+        raise
     return saver
 
 
@@ -390,10 +406,13 @@ async def save_async(
 
 async def _ready(channel: Channel) -> None:
     """Let others run until the channel takes more."""
-    while channel.frozen:
-        await _descriptor(channel, writing=True)
-        channel.notify()
-    await asyncio.sleep(channel.rate_wait)
+    await asyncio.sleep(0)
+    while channel.rate_exceeded:
+        if channel.frozen:
+            await _descriptor(channel, writing=True)
+            channel.notify()
+        else:
+            await asyncio.sleep(channel.rate_wait or _PAUSE)
 
 
 async def _descriptor(channel: Channel, *, writing: bool) -> None:
@@ -441,18 +460,20 @@ class _Checks(Handlers):
         ram = self.loader.ram
         if ram is not None:
             ram.check(event)
+            # No page comes before.
+            self.loader.begin(ram)
 
     def begin(self, section: Section) -> dict[str, Any] | LiveBody | None:
         if section.type in (SECTION_PART, SECTION_END):
             entry = self._go_on(section)
-        elif section.type == 0 and self.loader.reader.version < VERSION_2:
-            raise stream_error("header.version", 4, None, "streams of version 1 are not loaded")
         else:
+            _check_version(self.loader.reader.version)
             found = self._find(section)
             if found is None:
                 return None
             entry = found
-        self.loader.begin(entry)
+        if entry is not self.loader.ram:
+            self.loader.begin(entry)
         if isinstance(entry, Live):
             return entry.body(section)
         assert isinstance(entry, Device)
@@ -524,6 +545,15 @@ class _Checks(Handlers):
             raise stream_error(
                 "section.kind", section.offset, idstr, f"section {idstr!r} does not come as {kind}"
             )
+        if section.type and section.section_id in self._begun:
+            # What its parts belong to could not be told.
+            raise stream_error(
+                "section.id.reused",
+                section.offset + 1,
+                idstr,
+                f"section id {section.section_id} already stands for "
+                f"{self._begun[section.section_id].idstr!r}",
+            )
         if (idstr, instance_id) in self._seen:
             raise stream_error(
                 "section.repeated", section.offset, idstr, f"section {idstr!r} comes again"
@@ -548,6 +578,16 @@ class _Checks(Handlers):
             for entry in self.loader.registry.entries
             if (entry.idstr, entry.instance_id) not in self._seen
         ]
+
+
+def _check_version(version: int) -> None:
+    if version < VERSION_2:
+        raise stream_error("header.version", 4, None, "streams of version 1 are not loaded")
+
+
+def _undescribed(offset: int, section: Section) -> StreamError:
+    detail = f"nothing here reads a body of version {section.version_id}"
+    return stream_error("section.body.undescribed", offset, section.idstr, detail)
 
 
 class Loader:
@@ -590,14 +630,14 @@ class Loader:
         self._take(self.reader.finish())
         for device, event, section in self._staged:
             state = event.raw if event.kind == "buffer" else event.state
+            # Whatever it raises, it may have changed by then.
+            self.applied.append(device.idstr)
             try:
                 device.load(state, section.version_id)
             except ValueError as e:
-                self.applied.append(device.idstr)
                 raise self._failed(
                     stream_error("section.state.refused", event.offset, device.idstr, str(e))
                 ) from e
-            self.applied.append(device.idstr)
         self.missing = self._checks.missing()
 
     def _take(self, events: list[Event]) -> None:
@@ -610,12 +650,25 @@ class Loader:
             raise self._failed(self.reader.error)
 
     def _event(self, event: Event) -> None:
-        if isinstance(event, Section):
+        if isinstance(event, Header):
+            # Also where no record comes to be refused.
+            _check_version(event.version)
+        elif isinstance(event, Section):
             self._section = event
+        elif isinstance(event, RecordBody):
+            section = self._section
+            assert section is not None
+            decoded = event.length < section.body_length or (
+                self._staged and self._staged[-1][2] is section
+            )
+            if not decoded and self.registry.find(section.idstr, section.instance_id) is not None:
+                raise _undescribed(event.offset, section)
         elif isinstance(event, DeviceEvent):
             assert self._section is not None
             entry = self.registry.find(self._section.idstr, self._section.instance_id)
             assert isinstance(entry, Device)
+            if event.kind not in ("vmstate", "buffer"):
+                raise _undescribed(event.offset, self._section)
             self._staged.append((entry, event, self._section))
         elif isinstance(event, BodyEnd):
             assert self._section is not None
@@ -644,8 +697,13 @@ def load(
     """
     loader = Loader(registry, machine_name)
     with _stopped(loader, machine):
-        while chunk := channel.read_chunk():
-            loader.feed(chunk)
+        while True:
+            if chunk := channel.read_chunk():
+                loader.feed(chunk)
+            elif channel.end is End.OPEN:
+                time.sleep(_PAUSE)
+            else:
+                break
         _finish(loader, channel)
     return loader
 
@@ -660,12 +718,14 @@ async def load_async(
     """As ``load``, from a channel that does not block."""
     loader = Loader(registry, machine_name)
     with _stopped(loader, machine):
-        while channel.end is End.OPEN:
+        while True:
             if chunk := channel.read_chunk():
                 loader.feed(chunk)
                 await asyncio.sleep(0)
             elif channel.end is End.OPEN:
                 await _descriptor(channel, writing=False)
+            else:
+                break
         _finish(loader, channel)
     return loader
 

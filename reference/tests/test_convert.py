@@ -37,7 +37,8 @@ from savevm.channel import Channel
 from savevm.convert import CannotConvertError, ReadBack, Saved, plan, write
 from savevm.diff import Contents, Difference, Ignored, differences
 from savevm.envelope import libvirt
-from savevm.savevm import Format, save
+from savevm.ram import RamBlock
+from savevm.savevm import Format, Ram, Registry, save
 from savevm.transcript import transcribe
 from savevm.transport.memory import MemoryOutput
 from savevm.vmdesc import find_description
@@ -105,6 +106,25 @@ def board(dialect: str = "v3-configuration", *extra: Any, **options: Any) -> byt
     return bytes(output.data)
 
 
+def old_pc(dialect: str = "v2") -> bytes:
+    """RAM without a name, between two devices that have a schema."""
+    registry = Registry()
+    ram = RamBlock("pc.ram", 64 * PAGE)
+    chance = random.Random(8)
+    for place in range(0, 60 * PAGE, 9999):
+        ram.write(place, chance.randbytes(5000))
+    for idstr in ("timer", "ram", "0000:00:01.0/timer"):
+        if idstr == "ram":
+            registry.register(Ram([ram], priority=0))
+        else:
+            timer = Counter(idstr, version_id=1)
+            timer.state = [chance.randrange(1 << 60), -chance.randrange(1 << 60)]
+            registry.register(timer)
+    output = MemoryOutput()
+    save(registry, Channel(output), Format(dialect))
+    return bytes(output.data)
+
+
 # What was written is what was read
 
 
@@ -130,6 +150,7 @@ def test_what_is_written_is_the_same_machine(path: Path, target: str) -> None:
 
 
 CHAINS: dict[str, list[str]] = {
+    "made": ["v3-2008", "v3-ram3", "v3-ram4", "v3-vmdesc", "v3-configuration", "v2"],
     "v2-0.9.1": ["v3-2008", "v3-ram3", "v3-ram4", "v3-vmdesc", "v3-configuration", "v2"],
     "v3-r5434": ["v2", "v3-ram3", "v3-configuration", "v3-ram4", "v3-2008"],
     "v3-0.14.1": ["v3-vmdesc", "v3-configuration", "v3-ram4", "v3-vmdesc", "v3-ram4"],
@@ -140,14 +161,15 @@ CHAINS: dict[str, list[str]] = {
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_through_the_dialects_and_back(name: str) -> None:
-    first = data = vector(f"legacy/accept/{name}")
+    first = data = old_pc() if name == "made" else vector(f"legacy/accept/{name}")
     for target in CHAINS[name]:
         machine = "pc" if DIALECTS[target].configuration else None
         block = None if name == "v3-0.14.1" else "pc.ram"
         data = rewritten(data, target, block, machine=machine, drop=("configuration",))
-        assert transcribe(data)["dialect"] == target
+        assert transcribe(data)["dialect"] == target or not transcribe(data)["ram"]
         assert unlike(first, data, "configuration") == []
-    if CHAINS[name][-1] == transcribe(first)["dialect"] in ("v2", "v3-2008"):
+    if CHAINS[name][-1] == transcribe(first)["dialect"] == "v2":
+        # RAM in between, and all in its order.
         assert data == first or "ng" in zlib.ZLIB_RUNTIME_VERSION
 
 
@@ -167,7 +189,7 @@ def test_real_streams_in_every_dialect_that_has_a_form_for_them(path: Path) -> N
             continue
         written.append(target)
         assert unlike(data, result, "configuration") == []
-    if "pseries-2.1" in path.name:
+    if "stream.undelimited" in [finding["rule"] for finding in transcribe(data)["findings"]]:
         assert written == []
     else:
         assert {"v3-vmdesc", "v3-configuration"} <= set(written)
@@ -321,8 +343,14 @@ TWO_BLOCKS = (
 REFUSED: list[tuple[Callable[[], bytes], list[str], str]] = [
     (lambda: TWO_BLOCKS, ["v2", "--drop", "configuration"], "no block names, and there are 2"),
     (lambda: TWO_BLOCKS, ["v3-ram3", "--drop", "configuration"], "no block names"),
-    (lambda: vector("legacy/accept/v2-0.9.1"), ["v3-ram4"], "pc.ram (--block NAME)"),
-    (lambda: vector("legacy/accept/v3-r5434"), ["v3-vmdesc"], "pc.ram (--block NAME)"),
+    (old_pc, ["v3-ram4"], "pc.ram (--block NAME)"),
+    (lambda: old_pc("v3-ram3"), ["v3-vmdesc"], "pc.ram (--block NAME)"),
+    (lambda: vector("legacy/accept/v1-nameless"), ["v3-vmdesc"], "has no idstr"),
+    (
+        lambda: vector("ram/accept/v1-empty"),
+        ["v3-ram4", "--block", "x"],
+        "'x' of 0 bytes is the last in the list",
+    ),
     (lambda: vector("legacy/accept/v3-0.14.1"), ["v3-configuration"], "(--machine NAME)"),
     (with_device, ["v3-vmdesc"], "no configuration (machine 'none') (--drop configuration)"),
     (with_device, ["v3-ram4", "--drop", "configuration"], "no schema does so for 'dev' version 1"),
@@ -333,7 +361,7 @@ REFUSED: list[tuple[Callable[[], bytes], list[str], str]] = [
     ),
     (with_device, ["v3-configuration", "--drop", "devx*"], "no section matches 'devx*'"),
     (early, ["v3-configuration"], "before RAM came 'dev'"),
-    (lambda: command(1), ["v3-configuration"], "commands (open-return-path)"),
+    (lambda: command(3, bytes(16)), ["v3-configuration"], "commands (postcopy-advise)"),
     (
         lambda: command(7, struct.pack(">I", 2), b"??"),
         ["v3-configuration", "--drop", "commands"],
@@ -342,7 +370,6 @@ REFUSED: list[tuple[Callable[[], bytes], list[str], str]] = [
     (pages_elsewhere, ["v3-configuration"], "in channels beside it"),
     (unfinished, ["v3-ram4"], "does not end with its END"),
     (lambda: vector("stream/accept/ram-then-undelimited"), ["v3-vmdesc"], "nothing tells where"),
-    (lambda: vector("section/accept/start-twice-part-after-end"), ["v3-ram4"], "started again"),
     (lambda: vector("vmdesc/accept/section-repeated"), ["v3-configuration"], "comes twice"),
 ]
 
@@ -369,11 +396,11 @@ def test_what_may_be_dropped() -> None:
     data = early()
     result = rewritten(data, "v3-configuration", drop=("order",))
     assert unlike(data, result) == []
-    result = rewritten(command(1), "v3-configuration", drop=("commands",))
-    assert unlike(command(1), result) == []
+    for data, drop in ((command(3, bytes(16)), ("commands",)), (command(1), ())):
+        assert unlike(data, rewritten(data, "v3-configuration", drop=drop)) == []
     result = rewritten(with_device(), "v3-ram4", drop=("configuration", "d*"))
     assert [d.path for d in unlike(with_device(), result)] == ["configuration", "dev"]
-    planned = plan(saved(command(1)), "v3-vmdesc", drop=("configuration", "commands"))
+    planned = plan(saved(command(1)), "v3-vmdesc", drop=("configuration",))
     assert planned.dropped == ["commands: open-return-path", "configuration: machine 'none'"]
 
 
@@ -388,16 +415,16 @@ def test_a_block_that_no_memory_holds(tmp_path: Path) -> None:
     data = guest(zero(0, "r"), size=1 << 62)
     done = savevm("convert", "-", str(tmp_path / "out"), "--to", "v3-configuration", stdin=data)
     assert done.returncode == 2
-    assert b"no block of 4611686018427387904 bytes" in done.stderr
+    assert b"no room for block 'r' of RAM, of 4611686018427387904 bytes" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("page_size", ["256-bytes", "1-kib", "16-kib", "64-kib"])
-def test_the_page_size_stays(page_size: str) -> None:
-    data = vector(f"ram/accept/page-size-{page_size}")
-    drop = ("configuration",)
-    result = rewritten(data, "v3-vmdesc", drop=drop)
-    assert transcribe(result)["page_size"] == transcribe(data)["page_size"] != PAGE
+@pytest.mark.parametrize("page_size", [256, 1024, 16384, 65536])
+def test_the_page_size_stays(page_size: int) -> None:
+    data = board(ram=[RamBlock("r", 64 * page_size, page_size)])
+    result = rewritten(data, "v3-vmdesc", drop=("configuration",))
+    assert transcribe(result)["page_size"] == transcribe(data)["page_size"] == page_size
+    assert unlike(data, rewritten(data, "v2", drop=("configuration",)), "configuration") == []
 
 
 def test_written_by_the_engine_and_again() -> None:

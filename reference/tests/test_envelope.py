@@ -454,6 +454,16 @@ def test_what_follows_compressed_data_is_noted(file: Path, name: str) -> None:
     assert text in done.stdout.decode()
 
 
+def test_a_libvirt_image_that_goes_on_behind_its_data_is_told_by_verify(file: Path) -> None:
+    head = image(format=LIBVIRT_FORMATS.index("xz")) + lzma.compress(STREAM)
+    file.write_bytes(head + b"more")
+    told = savevm("verify", "--json", str(file))
+    (found,) = json.loads(told.stdout)["problems"]
+    assert found["rule"] == "envelope.compressed.trailing-data"
+    assert found["offset"] == len(head)
+    assert told.returncode == 0
+
+
 def xz_that_needs(dictionary: int) -> bytes:
     """Empty data whose block announces a dictionary size by its LZMA2 code."""
     flags = b"\0\4"

@@ -21,6 +21,7 @@ from savevm.savevm import (
     Format,
     Loader,
     LoadError,
+    Ram,
     Registry,
     Saver,
     load,
@@ -161,6 +162,46 @@ def test_version_1_is_not_written() -> None:
         Format("v1")
 
 
+@pytest.mark.parametrize("dialect", WRITTEN)
+def test_ram_that_is_no_whole_number_of_pages_has_no_form(dialect: str) -> None:
+    board = Board(ram=[RamBlock("pc.ram", 5 * PAGE + 256)])
+    with pytest.raises(CannotExpressError, match=r"in units of .* has 20736 bytes"):
+        saved(board, dialect)
+    assert board.running
+
+
+@pytest.mark.parametrize("dialect", [name for name in V3 if DIALECTS[name].ram_version >= 3])
+@pytest.mark.parametrize("page_size", [256, 1024, 65536])
+def test_pages_have_the_size_of_the_machine(dialect: str, page_size: int) -> None:
+    def board() -> Board:
+        return Board(ram=[RamBlock("pc.ram", 1 << 18, page_size)])
+
+    source = scribbled(board())
+    target = scribbled(board(), seed=2)
+    loaded(saved(source, dialect), target)
+    assert target.memory() == source.memory()
+
+
+def test_blocks_whose_pages_differ_in_size_are_no_ram() -> None:
+    with pytest.raises(ValueError, match="'b' has pages of 65536 bytes, others of 4096"):
+        Ram([RamBlock("a", 1 << 16), RamBlock("b", 1 << 16, 1 << 16)])
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (0, 1, 0), (2, 0), (0, 3, 0, 1)])
+def test_empty_blocks_are_not_listed(sizes: tuple[int, ...]) -> None:
+    def board() -> Board:
+        blocks = [RamBlock(f"ram{i}", size * PAGE) for i, size in enumerate(sizes)]
+        for block in blocks:
+            block.write(0, bytes((7,)) * block.used_length)
+        return Board(ram=blocks)
+
+    source, target = board(), board()
+    for block in target.blocks:
+        block.write(0, bytes(block.used_length))
+    loaded(saved(source), target)
+    assert target.memory() == source.memory()
+
+
 # What the machine writes while it is saved
 
 
@@ -201,6 +242,46 @@ def test_a_save_that_never_gets_done_is_ended_by_its_timeout() -> None:
     log.iterate = growing  # type: ignore[method-assign]
     assert saved(board, timeout=0.05)
     assert not board.running
+
+
+def test_a_transport_that_wants_a_pause_gets_it() -> None:
+    class Slow(MemoryOutput):
+        asked = 0
+
+        def rate_limit(self) -> int:
+            self.asked += 1
+            return self.asked < 50
+
+    board = scribbled(Board())
+    output = Slow()
+    saver = save(board.registry, Channel(output), Format(machine="board"), board)
+    assert output.asked >= 50
+    # No empty bodies fill the stream meanwhile.
+    assert saver.round == 1
+
+
+def test_a_save_whose_section_fails_ends_for_all_of_them() -> None:
+    class Failing(Log):
+        @property
+        def left(self) -> int:
+            raise OSError(errno.EIO, "no log")
+
+    class Clinging(Log):
+        def cancel(self) -> None:
+            raise RuntimeError("not yet")
+
+        def complete(self, out: Channel) -> None:
+            raise OSError(errno.EIO, "no log")
+
+    board = Board(Failing("log"))
+    with pytest.raises(OSError, match="no log"):
+        saved(board)
+    assert board.running
+    assert board.blocks[0].dirty is None
+    board = Board(Clinging("log"))
+    with pytest.raises(RuntimeError, match="not yet"):
+        saved(board)
+    assert board.running
 
 
 def three_sections(*sizes: int) -> Board:
@@ -394,6 +475,17 @@ def test_a_stream_that_ends_too_early_is_truncated_wherever_it_is_cut(dialect: s
             assert isinstance(error.cause, TruncatedError)
 
 
+@pytest.mark.parametrize("index", range(6))
+def test_version_2_is_patched_over_a_channel_that_does_not_block(index: int) -> None:
+    board, output = scribbled(Board()), MemoryOutput()
+    operations = Faulty(output, index, FAULTS["EAGAIN"], piece=1 << 20)
+    channel = Channel(operations, blocking=False)
+    save(board.registry, channel, Format("v2"), board)
+    assert operations.calls > index
+    assert channel.close() == 0
+    assert output.data == saved(scribbled(Board()), "v2")
+
+
 # What is refused
 
 
@@ -461,6 +553,28 @@ def test_a_part_of_an_id_that_never_started_is_refused() -> None:
     assert refused(bytes(data), Board()).rule == "section.id.unknown"
 
 
+@pytest.mark.parametrize("kind", [b"\2", b"\3"])
+def test_a_part_of_a_section_that_came_whole_is_refused(kind: bytes) -> None:
+    data = saved(Board())
+    full = at_section(data, 4, "counter")
+    behind = data.find(b"\x7e", full) + 5
+    part = kind + data[full + 1 : full + 5] + data[full + 18 : behind]
+    board = Board()
+    error = refused(data[:behind] + part + data[behind:], board)
+    assert (error.rule, error.offset) == ("section.part.not-started", behind + 1)
+    assert board.counter.state == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("kind", "idstr"), [(4, "counter"), (1, "log")])
+def test_an_id_that_stands_for_a_live_section_is_not_given_again(kind: int, idstr: str) -> None:
+    data = bytearray(saved(Board(Log("log"))))
+    at = at_section(data, kind, idstr)
+    ram = at_section(data, 1, "ram")
+    data[at + 1 : at + 5] = data[ram + 1 : ram + 5]
+    error = refused(bytes(data), Board(Log("log")))
+    assert (error.rule, error.offset) == ("section.id.reused", at + 1)
+
+
 def test_a_footer_of_another_section_is_refused() -> None:
     data = bytearray(saved(Board()))
     footer = data.find(b"\x7e\x00\x00\x00\x00")
@@ -498,6 +612,29 @@ def test_a_section_of_the_wrong_kind_is_refused(kind: int, idstr: str, other: in
     assert (error.rule, error.offset) == ("section.kind", at)
 
 
+@pytest.mark.parametrize("dialect", WRITTEN)
+def test_a_body_that_nothing_reads_is_refused(dialect: str) -> None:
+    class Unknown(Counter):
+        def layout(self, version_id: int) -> None:  # type: ignore[override]
+            return None
+
+    board = Board(Unknown("unknown"))
+    error = refused(saved(Board(Counter("unknown")), dialect), board)
+    assert (error.rule, error.section) == ("section.body.undescribed", "unknown")
+    assert not board.running
+    assert board.counter.state == [1, 2, 3]
+
+
+def test_a_record_of_ram_in_a_version_without_lengths_is_refused() -> None:
+    data = bytearray(saved(scribbled(Board()), "v2"))
+    version = data.find(b"\x03ram") + 11
+    data[version] = 4
+    board = Board()
+    error = refused(bytes(data), board)
+    assert (error.rule, error.section) == ("section.body.undescribed", "ram")
+    assert board.running
+
+
 def test_another_machine_is_refused_before_anything_changes() -> None:
     board = scribbled(Board())
     before = board.memory()
@@ -513,8 +650,12 @@ def test_ram_that_the_machine_does_not_have_is_refused() -> None:
     data = saved(Board(ram=[RamBlock("pc.ram", 32 * PAGE)]))
     board = scribbled(Board())
     before = board.memory()
-    assert refused(data, board).rule == "ram.block.size"
+    with pytest.raises(LoadError, match=r"nothing was changed$") as caught:
+        loaded(data, board)
+    assert isinstance(caught.value.cause, StreamError)
+    assert caught.value.cause.rule == "ram.block.size"
     assert board.memory() == before
+    assert board.running
     error = refused(saved(Board(ram=[RamBlock("other", 64 * PAGE)])), Board())
     assert error.rule == "ram.block.unknown"
 
@@ -528,6 +669,23 @@ def test_a_state_that_the_device_refuses_is_told_with_what_changed() -> None:
     assert isinstance(caught.value.cause, StreamError)
     assert caught.value.cause.rule == "section.state.refused"
     assert not target.running
+
+
+def test_a_machine_whose_device_breaks_down_does_not_run() -> None:
+    class Broken(Counter):
+        def load(self, state: Any, version_id: int) -> None:
+            super().load(state, version_id)
+            raise KeyError("c9")
+
+    board = Board()
+    source, target = Registry(), Registry()
+    source.register(Counter())
+    target.register(Broken())
+    output = MemoryOutput()
+    save(source, Channel(output))
+    with pytest.raises(KeyError):
+        load(target, Channel(MemoryInput(output.data)), board)
+    assert not board.running
 
 
 def test_what_the_stream_does_not_have_is_told() -> None:
@@ -547,8 +705,9 @@ def test_version_2_skips_what_is_unknown_and_says_so() -> None:
 def test_version_1_and_unknown_versions_are_not_supported() -> None:
     record = b"\x07counter" + bytes(3) + b"\0" + bytes(3) + b"\1" + bytes(3) + b"\x10" + bytes(16)
     for version in (1, 4, 0):
-        error = refused(b"QEVM" + version.to_bytes(4, "big") + record, Board())
-        assert (error.rule, error.errno, error.offset) == ("header.version", errno.ENOTSUP, 4)
+        for rest in (record, b""):
+            error = refused(b"QEVM" + version.to_bytes(4, "big") + rest, Board())
+            assert (error.rule, error.errno, error.offset) == ("header.version", errno.ENOTSUP, 4)
 
 
 def test_a_key_can_be_registered_once() -> None:
@@ -622,6 +781,152 @@ def test_a_machine_is_saved_over_a_socket_that_blocks_now_and_then() -> None:
     target = Board(ram=[RamBlock("pc.ram", 1024 * PAGE)])
     loaded(data, target)
     assert target.memory() == source.memory()
+
+
+def test_a_channel_that_does_not_block_need_not_be_saved_to_asynchronously() -> None:
+    source = Board(ram=[RamBlock("pc.ram", 1024 * PAGE)])
+    source.blocks[0].write(0, random.Random(5).randbytes(1024 * PAGE))
+    pair = Pair()
+    operations = pair.channel._operations
+    refusals = 0
+    put_buffer = operations.put_buffer
+
+    def counted(data: memoryview, position: int) -> int:
+        nonlocal refusals
+        count = put_buffer(data, position)
+        if count == -errno.EAGAIN:
+            refusals += 1
+            # Nothing is read before we had to wait.
+            if refusals == 1:
+                pair.thread.start()
+        return count
+
+    operations.put_buffer = counted  # type: ignore[method-assign]
+    saver = save(source.registry, pair.channel, Format(machine="board"), source)
+    data = pair.finish()
+    assert refusals
+    assert len(data) < 1024 * (PAGE + 8) + (64 << 10)
+    assert saver.phase == "completed"
+    target = Board(ram=[RamBlock("pc.ram", 1024 * PAGE)])
+    loaded(data, target)
+    assert target.memory() == source.memory()
+
+
+def test_an_interrupt_while_the_last_bytes_wait_lets_the_machine_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board = Board(ram=[RamBlock("pc.ram", 1024 * PAGE)])
+    board.blocks[0].write(0, random.Random(5).randbytes(1024 * PAGE))
+    pair = Pair()
+
+    def sleep(_: float) -> None:
+        assert not board.running
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        save(board.registry, pair.channel, Format(machine="board"), board, timeout=0)
+    assert board.running
+    pair.ours.close()
+    pair.theirs.close()
+
+
+class Late(Log):
+    """All that it has comes in its END."""
+
+    @property
+    def left(self) -> int:
+        return 0
+
+    def iterate(self, out: Channel, budget: int) -> int:
+        self._write(out, 0)
+        return 0
+
+
+def test_a_save_is_completed_when_the_transport_has_it_all() -> None:
+    late = Late("late")
+    late.numbers = list(range(1 << 20))
+    board = Board(late)
+    pair = Pair()
+    steps = []
+
+    async def run() -> None:
+        async for progress in save_async(
+            board.registry, pair.channel, Format(machine="board"), board
+        ):
+            steps.append(progress)
+            if progress.phase == "stopped" and not pair.thread.is_alive():
+                pair.thread.start()
+
+    asyncio.run(run())
+    pair.finish()
+    assert [s.phase for s in steps].count("completed") == 1
+    assert steps[-2].phase == "stopped"
+    assert steps[-2].left > 0
+
+
+def test_the_rate_is_not_limited_while_the_machine_stands_still() -> None:
+    board = Board(ram=[RamBlock("pc.ram", 16 << 20)])
+    board.blocks[0].write(0, random.Random(5).randbytes(16 << 20))
+    # An hour for all of it.
+    pair = Pair(RateLimit((16 << 20) // 3600))
+    pair.thread.start()
+
+    async def run() -> None:
+        async for _ in save_async(
+            board.registry, pair.channel, Format(machine="board"), board, timeout=0
+        ):
+            pass
+
+    asyncio.run(asyncio.wait_for(run(), 30))
+    target = Board(ram=[RamBlock("pc.ram", 16 << 20)])
+    loaded(pair.finish(), target)
+    assert target.memory() == board.memory()
+
+
+def test_what_was_peeked_at_is_loaded() -> None:
+    data = saved(Board())
+    for blocking in (False, True):
+        channel = Channel(MemoryInput(data), blocking=blocking)
+        assert channel.peek(1 << 15) == data
+        board = Board()
+        if blocking:
+            load(board.registry, channel, board)
+        else:
+            asyncio.run(load_async(board.registry, channel, board))
+        assert board.running
+
+
+def test_a_load_waits_for_a_channel_that_does_not_block() -> None:
+    data = saved(scribbled(Board()))
+    ours, theirs = socket.socketpair()
+    channel = Channel(Socket(ours, "pair", blocking=False), blocking=False)
+    waited = threading.Event()
+    get_bytes = channel._operations.get_bytes
+
+    def watched(size: int, position: int) -> bytes | int:
+        found = get_bytes(size, position)
+        if found == -errno.EAGAIN:
+            waited.set()
+        return found
+
+    channel._operations.get_bytes = watched  # type: ignore[method-assign]
+
+    def write() -> None:
+        waited.wait(10)
+        theirs.sendall(data)
+        theirs.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    board = Board()
+    try:
+        load(board.registry, channel, board)
+    finally:
+        waited.set()
+        writer.join(10)
+        channel.close()
+    assert board.memory() == scribbled(Board()).memory()
 
 
 @pytest.mark.parametrize("how", ["cancel", "close", "peer"])

@@ -171,16 +171,19 @@ def _may_have_footer(state: Reading) -> bool:
 def _likeliest(section: Any, bodies: list[Body]) -> Body | None:
     """Of bodies that schemas give, the first with a record behind it, else with a part of one.
 
-    None if there is no such, but one that can be read; the first if none can.
+    If there is no such, the first that cannot be read; None if all can.
     """
     state = reading(section)
     data = section._io.getvalue()
     ends = [(body, schema.end(body, section._io, state)) for body in bodies]
-    readable = [(body, end) for body, end in ends if end is not None]
-    if not readable:
-        return bodies[0]
-    behind = [(body, _begins_record(data, end, state.sections)) for body, end in readable]
-    likely = [b for b, begins in behind if begins] + [b for b, begins in behind if begins is None]
+    behind = [
+        (body, _begins_record(data, end, state.sections)) for body, end in ends if end is not None
+    ]
+    likely = [
+        *(body for body, begins in behind if begins),
+        *(body for body, begins in behind if begins is None),
+        *(body for body, end in ends if end is None),
+    ]
     return next(iter(likely), None)
 
 

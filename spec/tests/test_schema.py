@@ -261,12 +261,20 @@ def test_a_part_of_an_earlier_section_is_a_record_too(kind: int) -> None:
         assert bodies(live + section(b"cpu", 7, bytes(length)) + part)[1]["length"] == length
 
 
-def test_else_the_first_schema_that_can_be_read() -> None:
+def test_without_a_record_behind_any_schema_the_body_is_undelimited() -> None:
     head = V3 + section(b"cpu", 7, b"")
-    assert error(parse(head + bytes(CPU[0]) + b"\xff" * 5000)) == (
-        "section.type",
-        len(head) + CPU[0],
-    )
+    data = head + bytes(CPU[0]) + b"\xff" * 5000 + b"\0"
+    stream = parse(data)
+    assert stream.error is None
+    assert [(f.rule, f.offset) for f in stream.findings] == [
+        ("section.body.undescribed", len(head)),
+        ("stream.undelimited", len(head)),
+    ]
+    assert error(parse(data[:-1])) == ("stream.eof-mark", len(data) - 2)
+
+
+def test_a_stream_that_ends_within_a_schema_is_truncated() -> None:
+    head = V3 + section(b"cpu", 7, b"")
     short = head + bytes(min(CPU) - 1)
     assert error(parse(short)) == ("vmstate.truncated", len(short))
     ends = head + bytes(min(CPU))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from tempfile import gettempdir
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -198,18 +198,18 @@ def _wrap(source: Source, envelope: Envelope | None, request: _Request, problems
     with closing(out):
         count = _copy(source, out, request, problems)
         if problems.broken and (there or not request.force):
-            _say(source.name, problems)
             why = "what is there is not replaced by a broken stream" if there else _NOT_WRITTEN
-            raise _Broken(f"{shown(request.dst)}: {why}")
+            _give_up(source, problems, request.dst, why)
         with _destination(request.dst):
             out.finish()
     return count
 
 
-class _Broken(click.ClickException):
-    """The stream breaks a rule, and nothing was written for it."""
-
-    exit_code = 1
+def _give_up(source: Source, problems: Problems, dst: str, why: str) -> NoReturn:
+    """The stream breaks a rule, and what was asked for is not done."""
+    _say(source.name, problems)
+    click.echo(f"Error: {shown(dst)}: {why}", err=True)
+    sys.exit(1)
 
 
 def _load(source: Source, request: _Request, problems: Problems) -> Saved:
@@ -222,9 +222,8 @@ def _load(source: Source, request: _Request, problems: Problems) -> Saved:
     for _, events in fed(source, saved.reader, problems):
         saved.take(events)
     if problems.error is not None or (problems.broken and not request.force):
-        _say(source.name, problems)
         why = _NOT_WRITTEN if problems.error is None else "not written: not all could be read"
-        raise _Broken(f"{shown(request.dst)}: {why}")
+        _give_up(source, problems, request.dst, why)
     saved.finish()
     return saved
 

@@ -766,26 +766,24 @@ class Reader:
     def _read_by_schema(self, known: tuple[dict[str, Any], ...]) -> bool:
         """Read the body by the first schema with a record behind it, else with a part of one.
 
-        Whether there is such.  Raises the first schema's error if none can be read.
+        Whether there is such.  Raises the error of the first that cannot be read.
         """
         assert self._section is not None
         chosen: tuple[Any, dict[str, Any], int, int] | None = None
         error: StreamError | None = None
-        readable = False
         for schema in known:
             try:
                 decoded = self._decode_by(schema)
             except StreamError as e:
                 error = error or e
                 continue
-            readable = True
             begins = self._record_begins(decoded[2] - self._pos)
             if begins or (begins is None and chosen is None):
                 chosen = decoded
             if begins:
                 break
         if chosen is None:
-            if not readable and error is not None:
+            if error is not None:
                 raise error
             return False
         state, layout, end, self._fields = chosen
