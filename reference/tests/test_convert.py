@@ -189,7 +189,9 @@ def test_real_streams_in_every_dialect_that_has_a_form_for_them(path: Path) -> N
             continue
         written.append(target)
         assert unlike(data, result, "configuration") == []
-    if "stream.undelimited" in [finding["rule"] for finding in transcribe(data)["findings"]]:
+    rules = [finding["rule"] for finding in transcribe(data)["findings"]]
+    # QEMU gives both IDE channels of an isapc the same instance id.
+    if "stream.undelimited" in rules or "isapc" in path.name:
         assert written == []
     else:
         assert {"v3-vmdesc", "v3-configuration"} <= set(written)

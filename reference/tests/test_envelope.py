@@ -446,6 +446,8 @@ def test_damage_is_told_before_what_it_did_to_the_stream(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gzip", "bzip2", "xz", "zstd"])
 def test_what_follows_compressed_data_is_noted(file: Path, name: str) -> None:
+    if name == "zstd" and compressed._zstd_module() is None:
+        pytest.skip("no zstd module here: the program refuses what follows")
     whole = COMPRESS[name](STREAM)
     file.write_bytes(whole + bytes(512))
     done = savevm("verify", str(file))
