@@ -190,8 +190,8 @@ def test_real_streams_in_every_dialect_that_has_a_form_for_them(path: Path) -> N
         written.append(target)
         assert unlike(data, result, "configuration") == []
     rules = [finding["rule"] for finding in transcribe(data)["findings"]]
-    # QEMU gives both IDE channels of an isapc the same instance id.
-    if "stream.undelimited" in rules or "isapc" in path.name:
+    # QEMU 5.2 and 7.2 give both IDE channels of an isapc the same instance id.
+    if "stream.undelimited" in rules or path.name[:16] in ("5.2_x86_64_isapc", "7.2_x86_64_isapc"):
         assert written == []
     else:
         assert {"v3-vmdesc", "v3-configuration"} <= set(written)
