@@ -67,7 +67,7 @@ from savevm_spec.constants import (
     VERSION_3,
 )
 from savevm_spec.devices import schemas
-from savevm_spec.dialects import DIALECTS, Dialect, dialect
+from savevm_spec.dialects import DIALECTS, Dialect
 
 __all__ = ["CannotConvertError", "Plan", "ReadBack", "Saved", "plan", "write"]
 
@@ -434,13 +434,7 @@ class Saved:
     @property
     def dialect(self) -> str:
         """The name of the stream's dialect."""
-        reader = self.reader
-        return dialect(
-            reader.version,
-            configuration=reader.configured,
-            vmdescription=reader.described,
-            ram_version=reader.ram_version or 0,
-        )
+        return self.reader.dialect
 
 
 # How it is written

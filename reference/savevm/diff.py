@@ -43,7 +43,6 @@ from savevm_spec.constants import (
     STORAGE_ATTRIBUTES_MORE,
     VERSION_3,
 )
-from savevm_spec.dialects import dialect
 
 __all__ = ["CLOCKS", "Contents", "Difference", "Ignored", "PageContents", "differences"]
 
@@ -347,13 +346,7 @@ class Contents:
     @property
     def dialect(self) -> str:
         """The name of the stream's dialect."""
-        reader = self.reader
-        return dialect(
-            reader.version,
-            configuration=reader.configured,
-            vmdescription=reader.described,
-            ram_version=reader.ram_version or 0,
-        )
+        return self.reader.dialect
 
     @property
     def unnamed(self) -> bool:

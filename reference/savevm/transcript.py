@@ -55,7 +55,6 @@ from savevm_spec.constants import (
     STORAGE_ATTRIBUTES_EOS,
     STORAGE_ATTRIBUTES_MORE,
 )
-from savevm_spec.dialects import dialect
 
 __all__ = ["Transcriber", "rebuild", "transcribe"]
 
@@ -338,12 +337,7 @@ class Transcriber:
         """The transcript, once ``reader`` has finished."""
         error = reader.error
         result: dict[str, Any] = {
-            "dialect": dialect(
-                reader.version,
-                configuration=reader.configured,
-                vmdescription=reader.described,
-                ram_version=reader.ram_version or 0,
-            ),
+            "dialect": reader.dialect,
             "version": reader.version,
             "page_size": reader.page_size,
             "footers": reader.footers,

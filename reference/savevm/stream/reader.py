@@ -90,6 +90,7 @@ from savevm_spec.constants import (
     VMDESCRIPTION,
 )
 from savevm_spec.devices import schemas
+from savevm_spec.dialects import dialect
 
 __all__ = ["Reader"]
 
@@ -190,6 +191,16 @@ class Reader:
         self._device = ""
         self._deferred: StreamError | None = None
         self._step: Callable[[], bool] = self._read_header
+
+    @property
+    def dialect(self) -> str:
+        """The name of the dialect of what has been read."""
+        return dialect(
+            self.version,
+            configuration=self.configured,
+            vmdescription=self.described,
+            ram_version=self.ram_version or 0,
+        )
 
     @property
     def page_size(self) -> int | None:
