@@ -58,6 +58,7 @@ CLOCKS: Final = (
     "*mc146818rtc*/cmos_data",
     "*mc146818rtc*/current_tm",
     "*mc146818rtc*/update_timer",
+    "*mc146818rtc*/next_*_time",
     "*pl031*/tick_offset*",
     "*goldfish_rtc*/tick_offset*",
     "spapr/tb",

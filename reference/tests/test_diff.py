@@ -473,7 +473,10 @@ def test_a_machine_that_is_stopped_differs_by_its_clocks(tmp_path: Path) -> None
     assert any(line.startswith("timer/cpu_clock_offset: ") for line in later)
     assert any(line.startswith("ram/pc.ram: ") for line in later)
     kept = compare("later", "-i", "clocks")
-    assert not any(re.match("timer/|mc146818rtc/|i8254/.*next_transition", line) for line in kept)
+    # What index the firmware has chosen, or how often it is woken, is its own doing.
+    own = "cmos_index|period|irq_"
+    clocks = re.compile(f"timer/|mc146818rtc/(?!{own})|i8254/.*next_transition")
+    assert [line for line in kept if clocks.match(line)] == []
     assert any(line.startswith("ram/pc.ram: ") for line in kept)
 
 
