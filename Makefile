@@ -10,13 +10,15 @@ SOURCES := pyproject.toml setup.py README.md $(shell find $(ROOTS) -type f \
 	-not -path '*/tests/*' -not -path '*/__pycache__/*')
 PURE := PYTHONPATH=spec:reference:conformance:fuzz PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help conformance test lint bench docs vectors clean
+.PHONY: help conformance test lint bench docs vectors guests clean
 help:
 	@echo 'make conformance  set up, hold grammar and reference against all vectors, print the verdict'
 	@echo 'make test         set up, run all tests on the compiled and on the pure Python build'
 	@echo 'make lint         ruff, mypy --strict, layering'
 	@echo 'make bench        speed of save, load, verify and extract against cat and QEMU'
 	@echo 'make vectors      generate the conformance vectors again'
+	@echo 'make guests       build the RISC-V programs of the package again (Debian: gcc-riscv64-unknown-elf,'
+	@echo '                  gcc-riscv64-linux-gnu)'
 	@echo 'make docs         the documentation, in docs/_build/html'
 
 $(VENV)/pip:
@@ -49,9 +51,14 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python reference/bench/bench.py $(ARGS)
+	$(BIN)/python reference/bench/machine.py
+	$(BIN)/python reference/bench/migrate.py
 
 vectors: $(VENV)/installed
 	$(PURE) $(BIN)/python -m savevm.cli conformance generate
+
+guests:
+	$(MAKE) -B -C reference/guests
 
 docs: $(VENV)/installed
 	$(BIN)/pip install --quiet 'sphinx>=7.3'

@@ -15,6 +15,15 @@ HOT = [
     "reference/savevm/sink.py",
     "reference/savevm/extract.py",
     "reference/savevm/ram.py",
+    "reference/savevm/machine/memory.py",
+    "reference/savevm/machine/bitmanip.py",
+    "reference/savevm/machine/decode.py",
+    "reference/savevm/machine/code.py",
+    "reference/savevm/machine/fpu.py",
+    "reference/savevm/machine/csr.py",
+    "reference/savevm/machine/mmu.py",
+    "reference/savevm/machine/execute.py",
+    "reference/savevm/machine/cpu.py",
     "reference/savevm/stream/events.py",
     "reference/savevm/stream/handlers.py",
     "reference/savevm/stream/words.py",
@@ -23,6 +32,12 @@ HOT = [
     "reference/savevm/stream/reader.py",
 ]
 SWITCH = os.environ.get("SAVEVM_MYPYC", "")
+FLAGS = [
+    # 64 bits wrap, whatever CFLAGS in the environment has replaced.
+    "-fwrapv",
+    # Else no function that the library exports is inlined, and mypyc exports all.
+    "-fno-semantic-interposition",
+]
 
 
 def fall_back(reason: object) -> list:
@@ -32,7 +47,7 @@ def fall_back(reason: object) -> list:
     return []
 
 
-def check_compiler() -> None:
+def check_compiler(*flags: str) -> None:
     from distutils.ccompiler import new_compiler
     from distutils.sysconfig import customize_compiler, get_python_inc
 
@@ -41,7 +56,20 @@ def check_compiler() -> None:
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory, "probe.c")
         source.write_text("#include <Python.h>\nint main(void) { return 0; }\n")
-        compiler.compile([str(source)], output_dir=directory, include_dirs=[get_python_inc()])
+        compiler.compile(
+            [str(source)],
+            output_dir=directory,
+            include_dirs=[get_python_inc()],
+            extra_postargs=list(flags),
+        )
+
+
+def accepted(flag: str) -> bool:
+    try:
+        check_compiler("-Werror", flag)
+    except Exception:
+        return False
+    return True
 
 
 def extensions() -> list:
@@ -54,12 +82,16 @@ def extensions() -> list:
     try:
         from mypyc.build import mypycify
 
-        return mypycify(
+        modules = mypycify(
             ["--config-file=pyproject.toml", *HOT],
             opt_level="3",
             debug_level="0",
             group_name="savevm.native",
         )
+        flags = [flag for flag in FLAGS if accepted(flag)]
+        for module in modules:
+            module.extra_compile_args = [*module.extra_compile_args, *flags]
+        return modules
     except (Exception, SystemExit) as error:  # mypy exits on type errors
         reason = (str(error).splitlines() or [""])[0]
         return fall_back(f"{type(error).__name__}: {reason}")

@@ -150,12 +150,11 @@ class Carried(Live):
         self._next = 0
         self._copy(out)
 
-    def iterate(self, out: Channel, budget: int) -> int:
+    def iterate(self, out: Channel, budget: int) -> None:
         if self.left:
             self._copy(out)
         else:
             out.write(_NOTHING[self.idstr])
-        return self.left
 
     def complete(self, out: Channel) -> None:
         self._copy(out)
@@ -667,8 +666,8 @@ class _RamCheck(_Held):
         size = end - start
         self.seen[block] += size
         if self.wrong is None:
-            memory = self._blocks[block].memory
-            if memory[address : address + size] != data[start:end]:
+            view = self._blocks[block].view
+            if view[address : address + size].tobytes() != data[start:end]:
                 self._differs(block, address)
 
     def fill(self, block: str, address: i64, count: i64, byte: i64) -> None:
@@ -678,7 +677,7 @@ class _RamCheck(_Held):
             return
         found = self._blocks[block]
         if byte:
-            if found.memory[address:end].count(byte) != end - address:
+            if found.view[address:end].tobytes().count(byte) != end - address:
                 self._differs(block, address)
             return
         size = found.page_size
@@ -686,7 +685,7 @@ class _RamCheck(_Held):
         page = found.touched.find(b"\x01", address // size, -(-end // size))
         while page >= 0:
             low, high = max(page * size, address), min((page + 1) * size, end)
-            if found.memory[low:high].count(byte) != high - low:
+            if found.view[low:high].tobytes().count(byte) != high - low:
                 self._differs(block, low)
                 return
             page = found.touched.find(b"\x01", page + 1, -(-end // size))

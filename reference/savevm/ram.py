@@ -32,6 +32,8 @@ __all__ = ["RamBlock", "RamLoader", "RamSaver", "save_version_2"]
 _GATHER: Final = 64
 # Blocks of RAM version 2 that are compressed at once.
 _BATCH: Final = 256
+# Runs of dirty pages that are looked for one by one.
+_RUNS: Final = 100
 
 _EOS: Final = RAM_EOS.to_bytes(8, "big")
 # Python knows the last, MAP_NORESERVE of Linux, only since 3.14 or so: RAM may be larger than the host's.
@@ -51,17 +53,57 @@ class RamBlock:
         self.used_length: Final = used_length
         self.page_size: Final = page_size
         self.pages: Final = -(-used_length // page_size)
-        try:
-            self.memory: Final = mmap.mmap(-1, max(self.pages, 1) * page_size, flags=_MAPPING)
-            # One byte per page: not 0 once the page was written.
-            self.touched: Final = mmap.mmap(-1, max(self.pages, 1), flags=_MAPPING)
-        except (OverflowError, ValueError) as e:
-            raise OSError(12, f"no block of {used_length} bytes: {e}") from None
-        self.memory.madvise(mmap.MADV_HUGEPAGE)
-        self.view: Final = memoryview(self.memory)
-        self.words: Final = self.view.cast("Q")
+        self.view: memoryview = memoryview(b"")
+        # One byte per page: not 0 once the page was written.
+        self.touched: bytearray | mmap.mmap = bytearray()
         # One byte per page, while a live save runs: not 0 if it was written since it was sent.
         self.dirty: bytearray | None = None
+        self._words: memoryview = memoryview(b"")
+        self._memory: mmap.mmap | None = None
+        self._zero_page: Final = bytes(page_size)
+        try:
+            self.allocate()
+        except (MemoryError, OverflowError, ValueError) as e:
+            raise OSError(12, f"no block of {used_length} bytes: {e}") from None
+
+    def allocate(self) -> None:
+        """Get memory, and set ``view`` and ``touched``."""
+        size = max(self.pages, 1)
+        memory = mmap.mmap(-1, size * self.page_size, flags=_MAPPING)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        self.touched = mmap.mmap(-1, size, flags=_MAPPING)
+        self.view = memoryview(memory)
+        self._words = self.view.cast("Q")
+        self._memory = memory
+
+    def follow(self, live: bool) -> None:
+        """Note from now on which pages are written; or no more."""
+        self.dirty = bytearray(self.pages) if live else None
+
+    def clean(self, first: int, behind: int) -> None:
+        """Pages from ``first`` on, none from ``behind`` on, are as they are about to be sent."""
+        if self.dirty is not None:
+            self.dirty[first:behind] = bytes(behind - first)
+
+    def is_zero(self, page: i64) -> bool:
+        """Whether a page has only zeros."""
+        size: i64 = self.page_size
+        if self._words[int(page * size // 8)]:
+            return False
+        at: i64 = page * size
+        assert self._memory is not None
+        return self._memory.find(self._zero_page, int(at), int(at + size)) >= 0
+
+    def place(self, address: i64, data: bytes, view: memoryview, start: i64, end: i64) -> None:
+        """``data[start:end]``, of which ``view`` is a view, is at byte ``address`` now.
+
+        Who calls marks it with ``wrote``.
+        """
+        self.view[int(address) : int(address + end - start)] = view[int(start) : int(end)]
+
+    def clear(self, address: int, count: int) -> None:
+        """``count`` bytes from byte ``address`` on are zero now; who calls marks them."""
+        self.view[address : address + count] = bytes(count)
 
     def wrote(self, address: int, count: int) -> None:
         """``count`` bytes (at least 1) from byte ``address`` on were written."""
@@ -75,15 +117,18 @@ class RamBlock:
     def write(self, address: int, data: Data) -> None:
         """Write ``data`` at byte ``address``."""
         if len(data):
-            self.view[address : address + len(data)] = data
-            self.wrote(address, len(data))
+            plain = bytes(data)
+            self.place(address, plain, memoryview(plain), 0, len(plain))
+            self.wrote(address, len(plain))
 
 
 class RamSaver:
     """Writes RAM blocks as the bodies of live sections of version 3 or 4.
 
-    Version 3 has no block names and takes one block.  ``left`` is what is still to be sent, in
-    bytes of RAM.
+    Version 3 has no block names and takes one block.  The first round goes over all pages, each
+    later one over those that were written since it, or the round before it, came by.  ``left`` is
+    what is still to be sent, in bytes of RAM; ``rounds`` how many were begun; ``over``: the last of
+    them has come to its end.  ``normal`` and ``zero`` count the pages sent with and without contents.
     """
 
     def __init__(self, blocks: list[RamBlock], version: int = RAM_VERSION) -> None:
@@ -97,7 +142,12 @@ class RamSaver:
         words = self._pages.records(0)
         self._page_words = [words[i : i + 8] for i in range(0, len(words), 8)]
         self._zero_page: Final = bytes(page_size)
+        self.rounds: int = 1
+        self.over = False
+        self.normal: i64 = 0
+        self.zero: i64 = 0
         self._unsent: int = 0  # index of the block that the first round has come to
+        self._at: int = 0  # of that which this round has come to
         self._cursor: int = 0  # its next page
         self._named = ""
 
@@ -106,7 +156,7 @@ class RamSaver:
         total = 0
         for block in self.blocks:
             total += block.used_length
-            block.dirty = bytearray(block.pages) if live else None
+            block.follow(live)
         out.put_integer(total | RAM_MEM_SIZE, 8)
         if self.version == RAM_VERSION:
             for block in self.blocks:
@@ -126,23 +176,24 @@ class RamSaver:
                 pages += block.pages - self._cursor
             if block.dirty is not None and i <= self._unsent:
                 end = self._cursor if i == self._unsent else block.pages
-                pages += block.dirty.count(1, 0, end)
+                pages += _marked(block.dirty, end)
         return pages * int(self.page_size)
 
-    def iterate(self, out: Channel, budget: int) -> int:
-        """Write about ``budget`` bytes, fewer where the channel asks to pause; what is left."""
+    def iterate(self, out: Channel, budget: int) -> None:
+        """Write about ``budget`` bytes, fewer at the end of a round and where the channel asks to
+        pause."""
         start = out.position
         self._named = ""
         while out.position - start < budget and not out.rate_exceeded:
             if not self._send(out) or out.error:
                 break
         out.write(_EOS)
-        return self.left
 
     def complete(self, out: Channel) -> None:
         """Write all that is left."""
         self._named = ""
-        while self._send(out) and not out.error:
+        # This round, and what was written behind its back.
+        while not out.error and (self._send(out) or self.left):
             pass
         out.write(_EOS)
         self.end()
@@ -150,25 +201,31 @@ class RamSaver:
     def end(self) -> None:
         """Stop following what is written."""
         for block in self.blocks:
-            block.dirty = None
+            block.follow(False)
 
     def _send(self, out: Channel) -> bool:
-        """Write some pages that are next; whether there were any."""
-        while self._unsent < len(self.blocks):
-            block = self.blocks[self._unsent]
-            if self._cursor < block.pages:
-                self._cursor = int(self._run(out, block, self._cursor, block.pages))
-                return True
-            self._unsent += 1
-            self._cursor = 0
-        for block in self.blocks:
+        """Write some pages that are next; whether there were any before the end of the round."""
+        if self.over:
+            self.over = False
+            self.rounds += 1
+            self._at = self._cursor = 0
+        while self._at < len(self.blocks):
+            block = self.blocks[self._at]
             dirty = block.dirty
-            if dirty is not None and (first := dirty.find(1)) >= 0:
-                behind = dirty.find(0, first, first + _GATHER)
-                end = behind if behind >= 0 else min(first + _GATHER, block.pages)
-                while first < end:
-                    first = int(self._run(out, block, first, end))
+            first = self._cursor
+            end = block.pages
+            if self._at < self._unsent:
+                first = dirty.find(1, first) if dirty is not None else -1
+                if dirty is not None and first >= 0:
+                    behind = dirty.find(0, first, first + _GATHER)
+                    end = behind if behind >= 0 else min(first + _GATHER, end)
+            if 0 <= first < end:
+                self._cursor = int(self._run(out, block, first, end))
                 return True
+            self._at += 1
+            self._cursor = 0
+            self._unsent = max(self._unsent, self._at)
+        self.over = True
         return False
 
     def _run(self, out: Channel, block: RamBlock, first: i64, end: i64) -> i64:
@@ -185,36 +242,31 @@ class RamSaver:
             found: i64 = block.touched.find(b"\x01", int(first), int(end))
             if found >= 0:
                 end = found
-            if block.dirty is not None:
-                block.dirty[int(first) : int(end)] = bytes(int(end - first))
+            block.clean(int(first), int(end))
+            self.zero += end - first
             records = self._zeros.records(first * page_size)
             out.write(records[int(9 * index) : int(9 * (index + end - first))])
             return end
         end = min(end, first + _GATHER)
-        if block.dirty is not None:
-            block.dirty[int(first) : int(end)] = bytes(int(end - first))
+        block.clean(int(first), int(end))
         self._pages.records(first * page_size)
         zero_words = self._zeros.records(first * page_size)
         view = block.view
-        words = block.words
-        memory = block.memory
         page_words = self._page_words
-        zero_page = self._zero_page
-        step: i64 = page_size // 8
         gathered: list[Data] = []
         size: i64 = 0
         page: i64 = first
         while page < end:
             at: i64 = page * page_size
-            if words[int(page * step)] == 0 and (
-                memory.find(zero_page, int(at), int(at + page_size)) >= 0
-            ):
+            if block.is_zero(page):
                 gathered.append(zero_words[int(9 * index) : int(9 * index + 9)])
                 size += 9
+                self.zero += 1
             else:
                 gathered.append(page_words[int(index)])
                 gathered.append(view[int(at) : int(at + page_size)])
                 size += 8 + page_size
+                self.normal += 1
             index += 1
             page += 1
         out.write_buffers(gathered, int(size))
@@ -222,19 +274,36 @@ class RamSaver:
 
     def _name(self, out: Channel, block: RamBlock, page: i64) -> None:
         """Write a page record with the name of its block."""
-        if block.dirty is not None:
-            block.dirty[int(page)] = 0
+        block.clean(int(page), int(page) + 1)
         at = int(page * self.page_size)
         data = bytes(block.view[at : at + int(self.page_size)])
         name = block.name.encode("latin-1")
         if data == self._zero_page:
+            self.zero += 1
             out.put_integer(at | RAM_ZERO, 8)
             out.put_counted(name)
             out.put_integer(0, 1)
         else:
+            self.normal += 1
             out.put_integer(at | RAM_PAGE, 8)
             out.put_counted(name)
             out.write(data)
+
+
+def _marked(marks: bytearray, end: int) -> int:
+    """How many of the first ``end`` bytes are 1; the others are 0."""
+    count = 0
+    at = marks.find(1, 0, end)
+    # Looking at every byte takes longer than looking for a few runs.
+    for _ in range(_RUNS):
+        if at < 0:
+            return count
+        behind = marks.find(0, at, end)
+        if behind < 0:
+            return count + end - at
+        count += behind - at
+        at = marks.find(1, behind, end)
+    return count + marks.count(1, at, end) if at >= 0 else count
 
 
 def save_version_2(block: RamBlock, out: Channel) -> None:
@@ -280,7 +349,6 @@ class RamLoader(Sink):
         self._unit: i64 = 1  # bytes of a page of the stream
         self._name = ""
         self._block: RamBlock | None = None
-        self._memory: memoryview = memoryview(b"")
         # The chunk that pages come from, and a view of it: one for all its pages.
         self._data = b""
         self._view = memoryview(b"")
@@ -301,7 +369,9 @@ class RamLoader(Sink):
             self._view = memoryview(data)
         if block is not self._name:
             self._select(block)
-        self._memory[int(address) : int(address + end - start)] = self._view[int(start) : int(end)]
+        target = self._block
+        assert target is not None
+        target.place(address, data, self._view, start, end)
         if address != self._to:
             self.mark()
             self._from = address
@@ -328,14 +398,14 @@ class RamLoader(Sink):
         while found >= 0:
             low: i64 = max(found * page_size, address)
             high: i64 = min((found + 1) * page_size, end)
-            target.view[int(low) : int(high)] = bytes(int(high - low))
+            target.clear(int(low), int(high - low))
+            target.wrote(int(low), int(high - low))
             found = target.touched.find(b"\x01", int(found) + 1, behind)
 
     def _select(self, name: str) -> None:
         self.mark()
         self._name = name
         self._block = self.blocks[name]
-        self._memory = self._block.view
 
     def mark(self) -> None:
         """Mark what has been placed as written."""

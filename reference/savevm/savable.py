@@ -18,11 +18,28 @@ from savevm_spec.constants import (
 )
 from savevm_spec.dialects import DIALECTS
 
-__all__ = ["CannotExpressError", "Device", "Format", "Live", "Ram", "Registry", "Savable"]
+__all__ = [
+    "CannotExpressError",
+    "Device",
+    "Format",
+    "Live",
+    "Ram",
+    "RefusedError",
+    "Registry",
+    "Savable",
+]
 
 
 class CannotExpressError(ValueError):
     """What is to be saved has no form in the dialect."""
+
+
+class RefusedError(ValueError):
+    """A state that breaks a ``rule`` of its own."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(detail)
+        self.rule: Final = rule
 
 
 class Format:
@@ -69,6 +86,10 @@ class Savable:
         self.priority: Final = priority
         self.section_id = -1
 
+    def loads(self, version_id: int) -> bool:
+        """Whether it loads a version between the oldest and the newest."""
+        return True
+
 
 class Device(Savable):
     """A device: saved whole, while the machine is stopped."""
@@ -86,7 +107,7 @@ class Device(Savable):
         raise NotImplementedError
 
     def load(self, state: Any, version_id: int) -> None:
-        """Take over a state; raises ``ValueError`` to refuse it."""
+        """Take over a state; raises ``ValueError``, perhaps a ``RefusedError``, to refuse it."""
         raise NotImplementedError
 
     def needed(self) -> bool:
@@ -100,8 +121,8 @@ class Live(Savable):
     def begin(self, out: Channel, form: Format, live: bool) -> None:
         """Write the body of START.  ``live``: the machine runs on until ``complete``."""
 
-    def iterate(self, out: Channel, budget: int) -> int:
-        """Write a body of PART of about ``budget`` bytes; how many bytes are left, as of now."""
+    def iterate(self, out: Channel, budget: int) -> None:
+        """Write a body of PART of about ``budget`` bytes."""
         raise NotImplementedError
 
     def complete(self, out: Channel) -> None:
@@ -139,6 +160,8 @@ class Live(Savable):
 class Ram(Live):
     """The RAM of a machine, as section "ram"; ``blocks`` in the order in which they are listed.
 
+    ``saver`` is what writes it, while that lasts.
+
     Raises ``ValueError`` where they differ in the size of their pages, of which a stream has one.
     """
 
@@ -155,7 +178,7 @@ class Ram(Live):
                     f"{self.page_size}"
                 )
         self.sink: Final = RamLoader(blocks)
-        self._saver: RamSaver | None = None
+        self.saver: RamSaver | None = None
         self._version = RAM_VERSION
 
     def in_parts(self, form: Format) -> bool:
@@ -188,27 +211,27 @@ class Ram(Live):
             save_version_2(self.blocks[0], out)
             return
         # A block list ends when all of the RAM has been listed: it has no place for empty ones.
-        self._saver = RamSaver([b for b in self.blocks if b.used_length], self._version)
-        self._saver.begin(out, live)
+        self.saver = RamSaver([b for b in self.blocks if b.used_length], self._version)
+        self.saver.begin(out, live)
 
-    def iterate(self, out: Channel, budget: int) -> int:
-        assert self._saver is not None
-        return self._saver.iterate(out, budget)
+    def iterate(self, out: Channel, budget: int) -> None:
+        assert self.saver is not None
+        self.saver.iterate(out, budget)
 
     def complete(self, out: Channel) -> None:
-        assert self._saver is not None
-        self._saver.complete(out)
+        assert self.saver is not None
+        self.saver.complete(out)
 
     def cancel(self) -> None:
-        if self._saver is not None:
-            self._saver.end()
-            self._saver = None
+        if self.saver is not None:
+            self.saver.end()
+            self.saver = None
 
     @property
     def left(self) -> int:
-        if self._saver is None:
+        if self.saver is None:
             return sum(block.used_length for block in self.blocks)
-        return self._saver.left
+        return self.saver.left
 
     def check(self, event: RamBlocks) -> None:
         """Refuse blocks that the machine does not have; raises ``StreamError``."""

@@ -8,7 +8,7 @@ steps.  ``Loader`` is fed the bytes of a stream; ``load`` feeds it from a channe
 import asyncio
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -16,10 +16,20 @@ from typing import Any, Final, Protocol
 from savevm import vmstate
 from savevm.channel import Channel, ChannelError, End
 from savevm.errors import StreamError, stream_error
-from savevm.savable import CannotExpressError, Device, Format, Live, Ram, Registry, Savable
+from savevm.savable import (
+    CannotExpressError,
+    Device,
+    Format,
+    Live,
+    Ram,
+    RefusedError,
+    Registry,
+    Savable,
+)
 from savevm.sink import Sink
 from savevm.stream.events import (
     BodyEnd,
+    Command,
     Configuration,
     Eof,
     Event,
@@ -105,9 +115,13 @@ class Progress:
 class Saver:
     """Writes a registry to a channel, step by step.
 
-    ``begin``, ``iterate`` and ``complete`` return what is left in bytes: first of what the sections
-    have to send, in the end of what the channel holds back.  They raise ``ChannelError`` when the
-    channel fails; the machine then runs as it did before.  ``machine`` None: nothing runs.
+    ``begin`` returns what is left in bytes, of what the sections have to send, and ``complete`` what
+    the channel holds back.  They, and ``iterate``, raise ``ChannelError`` when the channel fails; the
+    machine then runs as it did before.  ``machine`` None: nothing runs.
+
+    ``opening`` are commands behind the configuration, ``switchover`` those before the first END.
+    ``whole`` is the position, in bytes, behind the EOF mark once that is written: who has all bytes
+    before it can go on in the machine's place.
     """
 
     def __init__(
@@ -116,12 +130,18 @@ class Saver:
         channel: Channel,
         form: Format | None = None,
         machine: Machine | None = None,
+        *,
+        opening: Sequence[Command] = (),
+        switchover: Sequence[Command] = (),
     ) -> None:
         self.form: Final = form or Format()
         self.channel: Final = channel
         self.round = 0
+        self.whole: int | None = None
         self.phase = "live"
         self._machine = machine
+        self._opening: Final = opening
+        self._switchover: Final = switchover
         self._writer: Final = Writer()
         every = registry.ordered()
         live = [entry for entry in every if isinstance(entry, Live)]
@@ -161,7 +181,8 @@ class Saver:
     def begin(self) -> int:
         """Write the file header, the configuration and every START; what is left."""
         form = self.form
-        live = self._machine is not None and self._machine.running
+        # One that does not run may be told to, before this ends.
+        live = self._machine is not None
         try:
             self._event(Header(0, form.version, 0))
             if form.version == VERSION_2:
@@ -169,6 +190,8 @@ class Saver:
                 return self._checked()
             if form.dialect.configuration:
                 self._event(Configuration(0, form.machine, list(form.subsections)))
+            for command in self._opening:
+                self._event(command)
             for entry in self._live:
                 self._start(entry, SECTION_START)
                 entry.begin(self.channel, form, live)
@@ -178,8 +201,8 @@ class Saver:
             self.cancel()
             raise
 
-    def iterate(self) -> int:
-        """Give every live section its turn, until the channel asks to pause; what is left."""
+    def iterate(self) -> None:
+        """Give every live section its turn, until the channel asks to pause."""
         try:
             self.round += 1
             for _ in range(len(self._live)):
@@ -190,7 +213,7 @@ class Saver:
                 self._footer(entry)
                 if self.channel.error or self.channel.rate_exceeded:
                     break
-            return self._checked()
+            self.channel.check()
         except BaseException:
             self.cancel()
             raise
@@ -253,6 +276,8 @@ class Saver:
         return self.left
 
     def _complete_version_3(self) -> None:
+        for command in self._switchover:
+            self._event(command)
         for entry in self._live:
             self._start(entry, SECTION_END)
             entry.complete(self.channel)
@@ -275,6 +300,7 @@ class Saver:
             self._footer(savable)
             described.append(_description(savable, layout, len(body)))
         self._event(Eof(0))
+        self.whole = self.channel.position
         if self.form.dialect.vmdescription:
             page_size = next(
                 (e.page_size for e in self._live if isinstance(e, Ram)), RAM_PAGE_SIZE_DEFAULT
@@ -384,19 +410,19 @@ async def save_async(
         saver.begin()
         yield saver.progress()
         while _left_to_do(saver, threshold, deadline):
-            await _ready(channel)
+            await ready(channel)
             saver.iterate()
             yield saver.progress()
         saver.stop()
         # What is left goes out as the channel takes it: ``complete`` would have it wait in memory.
         while saver.left > _TURN:
-            await _ready(channel)
+            await ready(channel)
             saver.iterate()
             yield saver.progress()
         left = saver.complete()
         while left:
             yield saver.progress()
-            await _ready(channel)
+            await ready(channel)
             left = saver.flush()
     except BaseException:
         saver.cancel()
@@ -404,18 +430,18 @@ async def save_async(
     yield saver.progress()
 
 
-async def _ready(channel: Channel) -> None:
+async def ready(channel: Channel) -> None:
     """Let others run until the channel takes more."""
     await asyncio.sleep(0)
     while channel.rate_exceeded:
         if channel.frozen:
-            await _descriptor(channel, writing=True)
+            await descriptor(channel, writing=True)
             channel.notify()
         else:
             await asyncio.sleep(channel.rate_wait or _PAUSE)
 
 
-async def _descriptor(channel: Channel, *, writing: bool) -> None:
+async def descriptor(channel: Channel, *, writing: bool) -> None:
     """Wait until the transport is ready, or for a moment where nothing tells when it is."""
     descriptor = channel.fileno()
     if descriptor < 0:
@@ -532,12 +558,15 @@ class _Checks(Handlers):
                 idstr,
                 f"version {version}, supported up to {entry.version_id}",
             )
-        if version < entry.minimum_version_id:
+        if version < entry.minimum_version_id or not entry.loads(version):
+            supported = f"from {entry.minimum_version_id}"
+            if version >= entry.minimum_version_id:
+                supported += " are only some"
             raise stream_error(
                 "section.version.older-than-minimum",
                 instance_at + 4,
                 idstr,
-                f"version {version}, supported from {entry.minimum_version_id}",
+                f"version {version}, supported {supported}",
             )
         whole = isinstance(entry, Device) or (idstr == RAM_IDSTR and version < 3)
         if section.type and (section.type == SECTION_FULL) != whole:
@@ -595,13 +624,26 @@ class Loader:
 
     RAM and other live sections are placed as they come; devices take over their states in
     ``finish``, when the whole stream has been read and nothing was wrong.  ``machine_name``: what
-    the configuration must say.  ``warnings`` are lines for people; ``missing`` says, after
+    the configuration must say.  ``command`` is told the commands as they come, and raises
+    ``StreamError`` to refuse one.  ``warnings`` are lines for people; ``missing`` says, after
     ``finish``, what has kept its state.
+
+    ``ended``: the EOF mark has been read.  ``described``: the VMDESCRIPTION behind it too, and nothing
+    follows that.
     """
 
-    def __init__(self, registry: Registry, machine_name: str | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        machine_name: str | None = None,
+        *,
+        command: Callable[[Command], None] | None = None,
+    ) -> None:
         self.registry: Final = registry
         self.machine_name: Final = machine_name
+        self.ended = False
+        self.described = False
+        self._command: Final = command
         self.warnings: Final[list[str]] = []
         self.missing: list[str] = []
         self.applied: Final[list[str]] = []
@@ -635,9 +677,8 @@ class Loader:
             try:
                 device.load(state, section.version_id)
             except ValueError as e:
-                raise self._failed(
-                    stream_error("section.state.refused", event.offset, device.idstr, str(e))
-                ) from e
+                rule = e.rule if isinstance(e, RefusedError) else "section.state.refused"
+                raise self._failed(stream_error(rule, event.offset, device.idstr, str(e))) from e
         self.missing = self._checks.missing()
 
     def _take(self, events: list[Event]) -> None:
@@ -675,8 +716,14 @@ class Loader:
             entry = self.registry.find(self._section.idstr, self._section.instance_id)
             if isinstance(entry, Live) and self._section.type != SECTION_PART:
                 entry.loaded()
+        elif isinstance(event, Command):
+            if self._command is not None:
+                self._command(event)
         elif isinstance(event, Eof):
             self._checks.check_end(event.offset)
+            self.ended = True
+        elif isinstance(event, VmDescription):
+            self.described = True
 
     def _failed(self, cause: Exception) -> LoadError:
         return LoadError(cause, self.applied)
@@ -723,7 +770,7 @@ async def load_async(
                 loader.feed(chunk)
                 await asyncio.sleep(0)
             elif channel.end is End.OPEN:
-                await _descriptor(channel, writing=False)
+                await descriptor(channel, writing=False)
             else:
                 break
         _finish(loader, channel)

@@ -214,7 +214,8 @@ def test_pages_written_meanwhile_are_sent_again() -> None:
     assert left == 64 * PAGE
     assert source.running
     for _ in range(5):
-        left = saver.iterate()
+        saver.iterate()
+        left = saver.left
         source.scribble(chance, 3)
         assert source.running
         assert left < 64 * PAGE

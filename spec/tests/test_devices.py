@@ -15,13 +15,13 @@ from zlib import decompress
 
 import pytest
 
-from savevm_spec.devices import schemas
+from savevm_spec.devices import layouts, schemas
 from savevm_spec.stream import Stream, build, parse, transcript
 
 FILES = {
     path.name: json.loads(path.read_text("utf-8"))
     for path in files("savevm_spec.devices").iterdir()
-    if path.name.endswith(".json") and path.name != "pointer_arrays.json"
+    if path.name.endswith(".json") and path.name not in ("pointer_arrays.json", "riscv.json")
 }
 ENTRIES = [entry for data in FILES.values() for entry in data["layouts"]]
 
@@ -426,3 +426,23 @@ def test_drives_of_1_0() -> None:
     assert cdrom["identify_data"].startswith("c085")
     assert bytes.fromhex(disk["identify_data"])[54:66] == b"EQUMH RADDSI"
     assert "identify_data" not in nothing
+
+
+def test_no_stream_is_read_by_the_layouts_of_a_board_unasked() -> None:
+    for idstr, layout in layouts("riscv", "11.1", harts=1).items():
+        assert all(known != layout for known in schemas(idstr, layout["version"]))
+    assert schemas("riscv_mtimer", 1) == schemas("slirp", 4) == ()
+
+
+@pytest.mark.parametrize("release", ["5.2", "7.2", "10.0", "11.1"])
+def test_arrays_of_a_board_are_as_long_as_there_are_harts(release: str) -> None:
+    def elements(harts: int) -> dict[str, int | None]:
+        fields = layouts("riscv", release, harts=harts).get("riscv_mtimer", {"fields": []})[
+            "fields"
+        ]
+        return {field["name"]: field.get("array_len") for field in fields}
+
+    assert set(elements(1).values()) <= {None}
+    assert elements(3) == {name: None if name == "time_delta" else 3 for name in elements(1)}
+    with pytest.raises(KeyError):
+        layouts("riscv", "9.0")

@@ -17,6 +17,8 @@ _COMMANDS = {
     "convert": "savevm.cli.convert:convert",
     "diff": "savevm.cli.diff:diff",
     "snapshots": "savevm.cli.snapshots:snapshots",
+    "machine": "savevm.cli.machine:machine",
+    "demo": "savevm.cli.demo:demo",
     "capture": "savevm_conformance.capture:capture",
     "conformance": "savevm_conformance.cli:conformance",
 }
@@ -27,6 +29,8 @@ _SUMMARIES = {
     "convert": "Write a stream in another dialect or envelope.",
     "diff": "Compare two saved machines.",
     "snapshots": "List or delete the snapshots in a disk image.",
+    "machine": "Run an emulated machine that migrates with real QEMUs.",
+    "demo": "Live-migrate a running machine here, and through every real QEMU found.",
     "capture": "Make QEMU binaries write the stream of every machine type.",
     "conformance": "Hold implementations against the conformance vectors.",
 }

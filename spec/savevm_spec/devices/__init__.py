@@ -13,6 +13,12 @@ The files of layouts are read like this:
   device, and "target", the variant's, say which layouts have the field.
 - ``{"fields": ...}`` among the fields, a list or the name of a struct: those fields in its place;
   with "repeat", that many times.
+- a subsection: ``{"name", "version", "fields"}``, perhaps with "subsections", "since" and "until";
+  "version" may give one for each of the device's.
+
+``riscv.json`` is of devices whose streams describe themselves, and only for `layouts`.  In it,
+``releases`` says the version of each device by QEMU release; "releases" of a layout or a subsection,
+of which there are others with the same version of the device, says which have it.
 """
 
 import json
@@ -82,6 +88,41 @@ def schemas(idstr: str, version: int) -> tuple[dict[str, Any], ...]:
 
 
 @cache
+def layouts(file: str, release: str, **numbers: int) -> dict[str, dict[str, Any]]:
+    """Layouts of a board's devices as a QEMU release has them, by idstr, in the order of a stream.
+
+    They have the shape of entries of a VMDESCRIPTION, with every subsection that there can be.
+    ``file``: "riscv", the only one yet; ``numbers`` are the values of the names that stand for
+    numbers in it ("harts").  No stream is read by these unless the reader is told to.  Raises
+    ``KeyError`` for a release that is not there.
+    """
+    data = _read(f"{file}.json")
+    found = {}
+    for idstr, version in data["releases"][release].items():
+        build = _Build(version, {"release": release, **numbers}, data["structs"])
+        device = next(
+            d
+            for d in data["layouts"]
+            if d["idstr"] == idstr and version in _each(d["version"]) and _has(d, build)
+        )
+        found[idstr] = _sized(_layout(idstr, version, device, build))
+    return found
+
+
+def _sized(layout: dict[str, Any]) -> dict[str, Any]:
+    """``layout`` as descriptions have it: with the sizes of structs, and no arrays of one element."""
+    for field in layout["fields"]:
+        if "struct" in field:
+            parts = _sized(field["struct"])["fields"]
+            field["size"] = sum(p["size"] * p.get("array_len", 1) for p in parts)
+        if field.get("array_len") == 1:
+            del field["array_len"]
+    for part in layout.get("subsections", ()):
+        _sized(part)
+    return layout
+
+
+@cache
 def _layouts() -> dict[tuple[str, int], tuple[dict[str, Any], ...]]:
     files = [_read(name) for name in _FILES]
     structs = {name: struct for data in files for name, struct in data["structs"].items()}
@@ -108,9 +149,26 @@ def _layout(name: str, version: int, data: Any, build: _Build) -> dict[str, Any]
     layout = {"vmsd_name": name, "version": version, "fields": _fields(data["fields"], build)}
     if "subsections" in data:
         layout["subsections"] = [
-            _layout(part["name"], part["version"], part, build) for part in data["subsections"]
+            _layout(part["name"], _version(part["version"], build), part, build)
+            for part in data["subsections"]
+            if _has(part, build)
         ]
     return layout
+
+
+def _version(stated: int | dict[str, int], build: _Build) -> int:
+    return stated[str(build.version)] if isinstance(stated, dict) else stated
+
+
+def _has(options: dict[str, Any], build: _Build) -> bool:
+    """Whether what ``options`` belong to is in the layout."""
+    since, until = options.get("since", build.version), options.get("until", build.version)
+    target, release = build.variant.get("target"), build.variant.get("release")
+    return bool(
+        since <= build.version <= until
+        and options.get("target", target) == target
+        and release in options.get("releases", [release])
+    )
 
 
 def _fields(fields: list[Any], build: _Build) -> list[dict[str, Any]]:
@@ -123,9 +181,7 @@ def _fields(fields: list[Any], build: _Build) -> list[dict[str, Any]]:
             continue
         name, kind, *rest = field
         options = rest.pop() if rest and isinstance(rest[-1], dict) else {}
-        since, until = options.get("since", build.version), options.get("until", build.version)
-        target = build.variant.get("target")
-        if since <= build.version <= until and options.get("target", target) == target:
+        if _has(options, build):
             built.append(_field(name, kind, rest, options, build))
     return built
 

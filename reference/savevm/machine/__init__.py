@@ -1,0 +1,1 @@
+"""The emulated machine: the RISC-V board "spike" as QEMU lays it out."""

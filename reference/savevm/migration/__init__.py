@@ -1,0 +1,1 @@
+"""Live migration: who runs when, how fast, and what is told about it."""

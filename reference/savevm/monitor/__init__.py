@@ -1,0 +1,1 @@
+"""The monitors of a machine: QMP, and the one for people."""
