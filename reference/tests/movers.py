@@ -8,7 +8,7 @@ from typing import Any
 
 from savevm.migration.incoming import Incoming
 from savevm.migration.outgoing import Outgoing
-from savevm.monitor.settings import Settings
+from savevm.migration.settings import Settings
 from savevm.ram import RamBlock
 from savevm.savevm import Device, Ram, Registry
 

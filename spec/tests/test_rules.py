@@ -341,6 +341,7 @@ ELSEWHERE = {
         *(rule for rule in rules() if rule.startswith("envelope.")),
     },
     "loading into a machine: reference/tests": {
+        "command.unsupported",
         "device.riscv-cpu.misa-mxl",
         "configuration.machine.differs",
         "ram.block.size",

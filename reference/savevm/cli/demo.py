@@ -219,15 +219,14 @@ def _verdict(done: list[Leg], wanted: int, found: list[Kind]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE)
-    for name in ("from", "to"):
-        table.add_column(name, no_wrap=True)
-    for name in ("rounds", "pages", "again", "Mbit/s", "ms", "ms down"):
-        table.add_column(name, justify="right")
-    table.add_column("guest")
+    table.add_column("", no_wrap=True)
+    for name in ("rounds", "pages", "again", "Mbit/s", "ms", "down"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("guest", no_wrap=True)
     for leg in done:
         numbers = (leg.rounds, leg.pages, leg.again, leg.mbps, leg.total, leg.downtime)
         verdict = "[red]wrong[/]" if leg.wrong else "[green]whole[/]"
-        table.add_row(leg.source, leg.destination, *map(str, numbers), verdict)
+        table.add_row(f"{leg.source} → {leg.destination}", *map(str, numbers), verdict)
     console = Console()
     console.print(table)
     if len(done) < wanted or any(leg.wrong for leg in done):

@@ -17,8 +17,8 @@ from savevm.migration.return_path import (
     question,
     tagged,
 )
+from savevm.migration.settings import Settings
 from savevm.migration.wires import Patience, both_ways, credentials_of, in_thread, part
-from savevm.monitor.settings import Settings
 from savevm.savevm import Loader, LoadError, descriptor
 from savevm.stream.events import Command
 from savevm.transport import Address, Credentials, Listening, Transport, listen, open_input

@@ -18,8 +18,8 @@ from savevm.migration.return_path import (
     opening,
     question,
 )
+from savevm.migration.settings import RELEASES, Settings
 from savevm.migration.wires import Patience, askable, both_ways, connect, credentials_of, cut, part
-from savevm.monitor.settings import RELEASES, Settings
 from savevm.ram import RamSaver
 from savevm.savevm import Format, Ram, Saver, descriptor, ready
 from savevm.stream.events import Command

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Final
 
-from savevm.monitor.settings import Settings
+from savevm.migration.settings import Settings
 from savevm.transport import Address, Credentials, Socket, Tls, TlsError, Transport, open_output
 
 __all__ = [

@@ -12,10 +12,10 @@ from savevm.machine.spike import Spike
 from savevm.machine.state import HartState
 from savevm.migration.incoming import Incoming
 from savevm.migration.outgoing import ENDED, Outgoing
+from savevm.migration.settings import RELEASES, Settings
 from savevm.migration.spike import Arrival, describer
 from savevm.monitor.lines import Backend, Port
 from savevm.monitor.qmp import CommandError, describe
-from savevm.monitor.settings import RELEASES, Settings
 from savevm.monitor.snapshots import Drive
 from savevm.transport import Address, Credentials
 

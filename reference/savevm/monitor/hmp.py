@@ -13,10 +13,10 @@ import savevm
 from savevm.machine.clint import CLINT_BASE, CLINT_SIZE
 from savevm.machine.htif import HTIF_SIZE
 from savevm.machine.state import HartState
+from savevm.migration.settings import PARAMETERS, SettingsError
 from savevm.monitor import snapshots
 from savevm.monitor.lines import Port
 from savevm.monitor.qmp import VERSION, CommandError, describe
-from savevm.monitor.settings import PARAMETERS, SettingsError
 
 if TYPE_CHECKING:
     from savevm.monitor.emulator import Emulator

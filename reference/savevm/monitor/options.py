@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from savevm.migration.settings import CAPABILITIES, PARAMETERS, Settings, SettingsError
 from savevm.monitor.hmp import parse_parameter, parse_size
-from savevm.monitor.settings import CAPABILITIES, PARAMETERS, Settings, SettingsError
 from savevm.monitor.snapshots import Drive
 from savevm.transport import Credentials
 
