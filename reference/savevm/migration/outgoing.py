@@ -6,6 +6,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
 from savevm.channel import Channel, ChannelError, RateLimit
+from savevm.machine.layouts import RELEASES
 from savevm.migration.board import Board, Describe, emit
 from savevm.migration.return_path import (
     KEEPS,
@@ -18,7 +19,7 @@ from savevm.migration.return_path import (
     opening,
     question,
 )
-from savevm.migration.settings import RELEASES, Settings
+from savevm.migration.settings import Settings
 from savevm.migration.wires import Patience, askable, both_ways, connect, credentials_of, cut, part
 from savevm.ram import RamSaver
 from savevm.savevm import Format, Ram, Saver, descriptor, ready

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["CAPABILITIES", "PARAMETERS", "RELEASES", "Parameter", "Settings", "SettingsError"]
+from savevm.machine.layouts import RELEASES
 
-# The releases of QEMU whose layouts are written.
-RELEASES: Final = ("5.2", "7.2", "10.0", "11.1")
+__all__ = ["CAPABILITIES", "PARAMETERS", "Parameter", "Settings", "SettingsError"]
 
 # In QEMU's order; whether it can be switched on here.
 CAPABILITIES: Final[dict[str, bool]] = {

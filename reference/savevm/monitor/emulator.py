@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Final
 
+from savevm.machine.layouts import RELEASES
 from savevm.machine.spike import Spike
 from savevm.machine.state import HartState
 from savevm.migration.incoming import Incoming
 from savevm.migration.outgoing import ENDED, Outgoing
-from savevm.migration.settings import RELEASES, Settings
+from savevm.migration.settings import Settings
 from savevm.migration.spike import Arrival, describer
 from savevm.monitor.lines import Backend, Port
 from savevm.monitor.qmp import CommandError, describe
