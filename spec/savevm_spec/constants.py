@@ -110,6 +110,10 @@ RAM_DISCARD_VERSION: Final = 0
 RAM_DISCARD_LENGTH_MIN: Final = 20
 RAM_DISCARD_RANGE_SIZE: Final = 16
 
+# The return path: messages of a be16 type, a be16 length and a payload
+RETURN_SHUT: Final = 1
+RETURN_PONG: Final = 2
+
 # The "ram" section, version 4: be64 words of address | flags
 RAM_IDSTR: Final = "ram"
 RAM_VERSION: Final = 4  # since 0.13

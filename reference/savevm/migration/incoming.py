@@ -10,9 +10,7 @@ from savevm.migration.board import Arrival, Board, Receive, emit
 from savevm.migration.return_path import (
     KEEPS,
     LINGER,
-    PONG,
     QUESTION,
-    SHUT,
     message,
     question,
     tagged,
@@ -27,6 +25,8 @@ from savevm_spec.constants import (
     CMD_PING,
     CMD_SWITCHOVER_START,
     COMMAND_NAMES,
+    RETURN_PONG,
+    RETURN_SHUT,
 )
 
 __all__ = ["Incoming"]
@@ -187,7 +187,7 @@ class Incoming:
         await self._idle.wait()
         refused = 0 if self._taken_over == number else 1
         out = Channel(transport, blocking=False)
-        out.write(message(PONG, number) + message(SHUT, refused))
+        out.write(message(RETURN_PONG, number) + message(RETURN_SHUT, refused))
         out.flush()
         await asyncio.wait_for(_ended(transport), _FAREWELL)
 
@@ -237,8 +237,8 @@ class Incoming:
                 value = int.from_bytes(event.payload, "big")
                 if tagged(value) and self._listening is not None and back.opened:
                     self._number = value
-                    back.say(PONG, KEEPS)
-                back.say(PONG, value)
+                    back.say(RETURN_PONG, KEEPS)
+                back.say(RETURN_PONG, value)
             elif event.number != CMD_SWITCHOVER_START:
                 raise stream_error(
                     "command.unsupported",
@@ -258,13 +258,13 @@ class Incoming:
                     "section.state.refused", channel.position, None, str(error)
                 ) from error
         except (LoadError, ChannelError, StreamError) as error:
-            back.say(SHUT, 1)
+            back.say(RETURN_SHUT, 1)
             return self._failed(error)
         self.release = arrival.release
         self.warnings = [*loader.warnings, *arrival.warnings]
         self._start(arrival)
         self._taken_over = self._number
-        back.say(SHUT, 0)
+        back.say(RETURN_SHUT, 0)
         self._tell("completed")
         self._linger()
         return True

@@ -11,8 +11,6 @@ from savevm.migration.board import Board, Describe, emit
 from savevm.migration.return_path import (
     KEEPS,
     LINGER,
-    PONG,
-    SHUT,
     ReturnPathError,
     listen_to,
     new_number,
@@ -25,7 +23,7 @@ from savevm.ram import RamSaver
 from savevm.savevm import Format, Ram, Saver, descriptor, ready
 from savevm.stream.events import Command
 from savevm.transport import Address, Credentials, Transport
-from savevm_spec.constants import CMD_SWITCHOVER_START
+from savevm_spec.constants import CMD_SWITCHOVER_START, RETURN_PONG, RETURN_SHUT
 
 __all__ = ["ENDED", "Outgoing"]
 
@@ -285,9 +283,9 @@ class Outgoing:
         return True
 
     def _heard(self, kind: int, value: int) -> None:
-        if kind == SHUT:
+        if kind == RETURN_SHUT:
             self._word = value
-        elif kind == PONG and value == KEEPS:
+        elif kind == RETURN_PONG and value == KEEPS:
             self._keeps = True
         else:
             self._pong.set()
@@ -468,7 +466,7 @@ class Outgoing:
         words: list[int] = []
 
         def heard(kind: int, value: int) -> None:
-            if kind == SHUT:
+            if kind == RETURN_SHUT:
                 words.append(value)
 
         try:

@@ -18,14 +18,18 @@ from savevm.channel import Channel, ChannelError, End
 from savevm.savevm import descriptor
 from savevm.stream.events import Command, Header
 from savevm.stream.writer import Writer
-from savevm_spec.constants import CMD_OPEN_RETURN_PATH, CMD_PING, VERSION_3
+from savevm_spec.constants import (
+    CMD_OPEN_RETURN_PATH,
+    CMD_PING,
+    RETURN_PONG,
+    RETURN_SHUT,
+    VERSION_3,
+)
 
 __all__ = [
     "KEEPS",
     "LINGER",
-    "PONG",
     "QUESTION",
-    "SHUT",
     "ReturnPathError",
     "listen_to",
     "message",
@@ -34,10 +38,6 @@ __all__ = [
     "question",
     "tagged",
 ]
-
-SHUT: Final = 1
-PONG: Final = 2
-LENGTH_MAX: Final = 512
 
 TAG: Final = 0x53
 KEEPS: Final = 0x4B656570
@@ -90,13 +90,13 @@ async def listen_to(channel: Channel, heard: Callable[[int, int], None]) -> None
     while True:
         while len(held) >= 4:
             kind, length = struct.unpack_from(">HH", held)
-            if kind not in (SHUT, PONG) or length != 4:
+            if kind not in (RETURN_SHUT, RETURN_PONG) or length != 4:
                 raise ReturnPathError(f"a message of type {kind} with {length} bytes came back")
             if len(held) < 8:
                 break
             heard(kind, int.from_bytes(held[4:8], "big"))
             held = held[8:]
-            if kind == SHUT:
+            if kind == RETURN_SHUT:
                 return
         chunk = channel.read_chunk()
         held += chunk
