@@ -458,7 +458,8 @@ def test_power_off_ends_the_process(tmp_path: Path) -> None:
 
 def test_power_off_stops_the_machine_if_told_so(tmp_path: Path) -> None:
     elf = str(Path(guests.__file__).with_name("arithmetic.elf"))
-    with Driven(OURS, tmp_path, "-kernel", elf, "-no-shutdown") as driven:
+    with Driven(OURS, tmp_path, "-kernel", elf, "-no-shutdown", "-S") as driven:
+        driven.execute("cont")
         while driven.execute("query-status")["status"] != "shutdown":
             time.sleep(0.05)
         assert ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}) in driven.events()
