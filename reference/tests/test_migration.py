@@ -1,6 +1,7 @@
 """Live migration from one machine to another, in one event loop."""
 
 import asyncio
+import gc
 import os
 import random
 import socket
@@ -20,10 +21,12 @@ from savevm.errors import StreamError
 from savevm.migration import outgoing as out
 from savevm.migration.incoming import Incoming
 from savevm.migration.outgoing import Outgoing
+from savevm.migration.return_path import message, question
 from savevm.savevm import CannotExpressError, descriptor
 from savevm.stream.events import Command, Section
 from savevm.stream.reader import Reader
 from savevm.transport import Credentials, Socket
+from savevm_spec.constants import RETURN_PONG, RETURN_SHUT
 
 PAGES = 512
 
@@ -527,3 +530,28 @@ def test_commands_for_what_is_not_there(number: int, tmp_path: Path) -> None:
     assert isinstance(coming.cause, StreamError)
     assert coming.cause.rule == "command.unsupported"
     assert coming.cause.offset == at + 1
+
+
+def test_who_asks_and_stays_is_left_without_a_complaint(tmp_path: Path) -> None:
+    complaints: list[dict[str, Any]] = []
+
+    def asks(place: str) -> bytes:
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.settimeout(60)
+            asking.connect(place)
+            asking.sendall(question(0x5312_3456))
+            return b"".join(iter(lambda: asking.recv(100), b""))
+
+    async def answer() -> bytes:
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+        coming = incoming(Mover(PAGES, runstate="inmigrate"))
+        coming.open(f"unix:{tmp_path / 'in'}")
+        said = await asyncio.to_thread(asks, str(tmp_path / "in"))
+        await asyncio.sleep(0.1)
+        # Of a task that failed unheard, it tells when the task goes.
+        gc.collect()
+        await coming.close()
+        return said
+
+    assert asyncio.run(answer()) == message(RETURN_PONG, 0x5312_3456) + message(RETURN_SHUT, 1)
+    assert complaints == []

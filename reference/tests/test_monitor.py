@@ -10,6 +10,7 @@ import os
 import pty
 import random
 import re
+import resource
 import select
 import signal
 import socket
@@ -31,6 +32,10 @@ from wires import no_hang  # noqa: F401
 from savevm.cli.machine import machine
 from savevm.cli.processes import OURS, Kind, find_qemus
 from savevm.machine import guests
+from savevm.machine.spike import Spike
+from savevm.migration.settings import Settings
+from savevm.monitor.emulator import Emulator
+from savevm.monitor.qmp import CommandError
 from savevm.monitor.values import JsonError, Values
 from savevm.qcow2 import Image
 from savevm.transport import send_fd
@@ -1107,3 +1112,96 @@ def test_options_are_taken(tmp_path: Path) -> None:
         assert (parameters["x-release"], parameters["x-drop"]) == ("7.2", "a:b")
         states = {c["capability"]: c["state"] for c in driven.execute("query-migrate-capabilities")}
         assert [name for name, state in states.items() if state] == ["events"]
+
+
+def test_a_signal_ends_a_machine_that_nobody_listens_to(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*OURS.argv, *MACHINE, "-serial", "stdio", "-kernel", SWEEPER, "-pidfile", "pid"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"A"
+        process.stdout.close()
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_reset_loads_the_files_of_loaders_again(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"loaded at every reset")
+    loader = ("-device", f"loader,file=data,addr={RAM + 0x10_0000:#x},force-raw=on")
+    sweeper = (
+        "-kernel",
+        SWEEPER,
+        "-append",
+        f"start={RAM + 0x10_0000:#x} end={RAM + 0x18_0000:#x}",
+    )
+    with Driven(OURS, tmp_path, *loader, *sweeper) as driven:
+        memory = {"val": RAM + 0x10_0000, "size": 1, "filename": "seen"}
+        while True:
+            driven.execute("pmemsave", memory)
+            if (tmp_path / "seen").read_bytes() != b"l":
+                break
+        driven.execute("stop")
+        driven.execute("system_reset")
+        driven.execute("pmemsave", memory)
+        assert (tmp_path / "seen").read_bytes() == b"l"
+
+
+def test_more_cpus_than_there_may_be_are_refused(tmp_path: Path) -> None:
+    ended = run(*MACHINE, "-smp", "cpus=4,maxcpus=2", directory=tmp_path)
+    assert ended.returncode == 1
+    assert "maxcpus (2) is below cpus (4)" in ended.stderr
+
+
+def test_the_end_of_a_command_is_told_by_its_exit_status(tmp_path: Path) -> None:
+    ended = run(*MACHINE, "-kernel", SWEEPER, "-incoming", "exec:exit 3", directory=tmp_path)
+    assert ended.returncode == 1
+    assert "the command ended with exit status 3" in ended.stderr
+
+
+def test_a_rate_limit_leaves_the_statistics_sane(tmp_path: Path) -> None:
+    with Driven(OURS, tmp_path, "-kernel", SWEEPER) as driven:
+        driven.execute("migrate-set-parameters", {"max-bandwidth": 1_000_000})
+        driven.execute("migrate", {"uri": "exec:cat >/dev/null"})
+        seen: list[Any] = []
+        while len(seen) < 50:
+            answer = driven.execute("query-migrate")
+            if "ram" in answer:
+                seen.append(answer)
+            time.sleep(0.02)
+        for answer in seen:
+            # Not what a window gives in which nothing moved.
+            assert answer["ram"]["mbps"] == 0 or answer["ram"]["mbps"] > 0.001
+            assert 0 < answer["expected-downtime"] < 3_600_000
+        driven.execute("migrate_cancel")
+        assert driven.migration()["status"] == "cancelled"
+
+
+def test_two_clients_cannot_migrate_at_once(tmp_path: Path) -> None:
+    board, settings = Spike(1 << 20), Settings()
+    emulator = Emulator(board, settings)
+
+    async def both() -> None:
+        first = emulator.migrate("exec:cat >/dev/null", {})
+        with pytest.raises(CommandError, match="in progress"):
+            emulator.migrate("exec:cat >/dev/null", {})
+        emulator.migrate_cancel()
+        await first
+
+    asyncio.run(both())
+    assert emulator.migration() == {"status": "cancelled"}
+
+
+def test_memory_that_has_no_room_is_not_saved_in_part(tmp_path: Path) -> None:
+    with Driven(OURS, tmp_path, "-kernel", SWEEPER, "-S") as driven:
+        resource.prlimit(driven.process.pid, resource.RLIMIT_FSIZE, (5000, 5000))
+        _, words = driven.fails("memsave", {"val": RAM, "size": 6000, "filename": "memory"})
+        assert words == "File too large"

@@ -56,8 +56,10 @@ def machine(argv: Sequence[str]) -> int:
         print(f"savevm machine: {error}", file=sys.stderr)
         return 1
     # Python waits for threads, and they for a FIFO that nobody opens, or a command that never ends.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # Nobody may read them any more.
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 
@@ -166,15 +168,16 @@ def _pidfile(path: str | None) -> Iterator[None]:
 
 def _load(board: "Spike", image: "LoaderImage") -> None:
     """Put a file in RAM as it is."""
+    from savevm.machine.loader import raw_image
+
     with open(image.path, "rb") as file:
         data = file.read()
-    ram = board.ram
-    at = image.address - int(ram.base)
-    if not 0 <= at <= ram.used_length - len(data):
+    try:
+        board.add_image(raw_image(data, image.address))
+    except ValueError:
         raise ValueError(
             f"{image.path}: {len(data)} bytes at {image.address:#x} are not all in RAM"
-        )
-    ram.write(at, data)
+        ) from None
 
 
 def _backend(chardev: "Chardev", options: "Options") -> "Backend":

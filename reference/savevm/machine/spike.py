@@ -170,6 +170,13 @@ class Spike:
         self.mrom.write(0, vector)
         self._reset()
 
+    def add_image(self, image: Image) -> None:
+        """Put ``image`` in RAM now and with every reset; raises ``ValueError`` if it is not inside."""
+        check_room((RAM_BASE, RAM_BASE + self.ram.used_length), {"image": image})
+        self._images.append(image)
+        for address, data, _ in image.pieces:
+            self.ram.write(address - RAM_BASE, data)
+
     def _reset(self) -> None:
         zeros = RamLoader([self.ram])
         for image in self._images:

@@ -1,6 +1,7 @@
 """A machine on its way in: one stream at a time, until one was loaded."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Mapping, MutableMapping
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from savevm.migration.return_path import (
     tagged,
 )
 from savevm.migration.settings import Settings
-from savevm.migration.wires import Patience, both_ways, credentials_of, in_thread, part
+from savevm.migration.wires import Patience, both_ways, credentials_of, in_thread, part, words
 from savevm.savevm import Loader, LoadError, descriptor
 from savevm.stream.events import Command
 from savevm.transport import Address, Credentials, Listening, Transport, listen, open_input
@@ -189,7 +190,8 @@ class Incoming:
         out = Channel(transport, blocking=False)
         out.write(message(RETURN_PONG, number) + message(RETURN_SHUT, refused))
         out.flush()
-        await asyncio.wait_for(_ended(transport), _FAREWELL)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_ended(transport), _FAREWELL)
 
     # One stream
 
@@ -209,7 +211,7 @@ class Incoming:
             self._idle.clear()
             return await self._load(transport, channel)
         except OSError as error:
-            return self._failed(error)
+            return self._failed(error, opened[0] if opened is not None else None)
         finally:
             self._idle.set()
             if opened is not None:
@@ -259,7 +261,7 @@ class Incoming:
                 ) from error
         except (LoadError, ChannelError, StreamError) as error:
             back.say(RETURN_SHUT, 1)
-            return self._failed(error)
+            return self._failed(error, transport)
         self.release = arrival.release
         self.warnings = [*loader.warnings, *arrival.warnings]
         self._start(arrival)
@@ -328,9 +330,9 @@ class Incoming:
         else:
             self._spawn(linger())
 
-    def _failed(self, error: Exception) -> bool:
+    def _failed(self, error: Exception, transport: Transport | None) -> bool:
         self.cause = error.cause if isinstance(error, LoadError) else error
-        self.error = str(self.cause)
+        self.error = words(self.cause, transport)
         self._board.set_runstate("inmigrate")
         self._tell("failed")
         return False

@@ -18,7 +18,16 @@ from savevm.migration.return_path import (
     question,
 )
 from savevm.migration.settings import Settings
-from savevm.migration.wires import Patience, askable, both_ways, connect, credentials_of, cut, part
+from savevm.migration.wires import (
+    Patience,
+    askable,
+    both_ways,
+    connect,
+    credentials_of,
+    cut,
+    part,
+    words,
+)
 from savevm.ram import RamSaver
 from savevm.savevm import Format, Ram, Saver, descriptor, ready
 from savevm.stream.events import Command
@@ -131,7 +140,7 @@ class Outgoing:
         told: dict[str, Any] = {"status": self.status}
         if self.status == "failed":
             told["error-desc"] = self.error
-        if self.status in ("setup", "failed", "cancelled"):
+        if self.status in ("setup", "failed", "cancelled") or self._ram is None:
             return told
         end = time.monotonic() if self._ended_at is None else self._ended_at
         told["total-time"] = _ms(end - self._began)
@@ -174,9 +183,12 @@ class Outgoing:
 
         Once the destination has everything, it is asked whether it still can be.
         """
-        if self._task is None or self.status in ("none", "cancelling", *ENDED):
+        if self.status in ("cancelling", *ENDED):
             return
         self._tell("cancelling")
+        if self._task is None:
+            # It was told to begin, and has not yet.
+            return
         if not self._whole():
             self._task.cancel()
         elif self._transport is not None and self._pong.is_set():
@@ -194,6 +206,9 @@ class Outgoing:
         """Migrate to ``uri``; how it ended is in ``status``."""
         self._task = asyncio.current_task()
         self._began = time.monotonic()
+        if self.status == "cancelling":
+            self._end("cancelled", resume=True)
+            return
         self._tell("setup")
         here: bool | None = True
         try:
@@ -207,7 +222,7 @@ class Outgoing:
             if not _foreseen(error):
                 self._end("failed", resume=not self._whole())
                 raise
-            self.error = self.error or _words(error)
+            self.error = self.error or words(error, self._transport)
             if isinstance(error, _UnknownError):
                 here = None
         if here is None:
@@ -343,6 +358,7 @@ class Outgoing:
         """Send RAM until what is left is sent in no longer than the machine may stand still."""
         meter = self._meter
         meter.start(saver.channel, ram)
+        self._expected = self._settings.downtime_limit
         before = self._ram_size
         round_began = time.monotonic()
         patience = Patience(saver.channel.fileno(), writing=True)
@@ -361,13 +377,15 @@ class Outgoing:
             round_began = now
             meter.measure(saver.channel, ram)
             bandwidth = self._settings.parameters["avail-switchover-bandwidth"] or meter.bandwidth
-            self._expected = left / bandwidth
+            if bandwidth:
+                self._expected = left / bandwidth
             if self._settings.capabilities["events"]:
                 emit(self._board, "MIGRATION_PASS", **{"pass": ram.rounds + 1})
             # Rounds that still get much shorter make the time shorter that the machine stands still.
             pays = left > _LITTLE and 2 * left <= before
             before = left
-            if self._expected > self._settings.downtime_limit or pays:
+            long = self._expected > self._settings.downtime_limit if bandwidth else left > 0
+            if long or pays:
                 continue
             if back is None or self._pong.is_set():
                 return
@@ -494,7 +512,7 @@ class _Meter:
     """How fast it goes: bytes, pages sent and pages dirtied, each per second."""
 
     def __init__(self) -> None:
-        self.bandwidth = 1.0
+        self.bandwidth = 0.0
         self.pages = 0.0
         self.dirtied = 0.0
         self.precopy = 0
@@ -508,17 +526,18 @@ class _Meter:
         self._pages = int(ram.normal + ram.zero)
 
     def look(self, channel: Channel, ram: RamSaver) -> None:
-        """Measure again once the last time is long ago."""
-        if time.monotonic() - self._at >= _WINDOW:
+        """Measure again once the last time is long ago; a window in which nothing moved goes on."""
+        if time.monotonic() - self._at >= _WINDOW and channel.transferred > self._bytes:
             self.measure(channel, ram)
             self.start(channel, ram)
 
     def measure(self, channel: Channel, ram: RamSaver) -> None:
         """Over the window that began last; one that is too short says less than the one before."""
         elapsed = time.monotonic() - self._at
-        if elapsed >= _WINDOW or self.pages == 0:
+        sent = channel.transferred - self._bytes
+        if sent and (elapsed >= _WINDOW or not self.bandwidth):
             elapsed = max(elapsed, 1e-3)
-            self.bandwidth = max((channel.transferred - self._bytes) / elapsed, 1.0)
+            self.bandwidth = sent / elapsed
             self.pages = (int(ram.normal + ram.zero) - self._pages) / elapsed
 
 
@@ -529,11 +548,3 @@ def _ms(seconds: float) -> int:
 def _foreseen(error: Exception) -> bool:
     """Whether an error says something about the migration, not about this program."""
     return isinstance(error, OSError | MigrationError | ReturnPathError | ValueError)
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, ChannelError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Final
 
+from savevm.channel import ChannelError
 from savevm.migration.settings import Settings
 from savevm.transport import Address, Credentials, Socket, Tls, TlsError, Transport, open_output
 
@@ -18,6 +19,7 @@ __all__ = [
     "cut",
     "in_thread",
     "part",
+    "words",
 ]
 
 # Seconds for a connection to be made, and then for a handshake.
@@ -106,6 +108,15 @@ def cut(transport: Transport) -> None:
     """End a connection at once; who waits on it is told."""
     if isinstance(transport, Socket | Tls):
         transport.shutdown()
+
+
+def words(error: Exception, transport: Transport | None = None) -> str:
+    """What went wrong, in one line for people; ``transport`` may know more than its channel."""
+    if isinstance(error, ChannelError):
+        return getattr(transport, "reason", "") or str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 async def part(transport: Transport) -> int:

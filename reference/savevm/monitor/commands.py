@@ -227,7 +227,7 @@ async def _save_virtual(
 
 def _created(path: str) -> Any:
     try:
-        return open(path, "wb", buffering=0)
+        return open(path, "wb")
     except OSError as error:
         raise CommandError(f"Could not open '{path}': {error.strerror}") from error
 

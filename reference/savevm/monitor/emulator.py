@@ -233,7 +233,7 @@ class Emulator:
     @property
     def migrating(self) -> bool:
         """Whether the machine is on its way out."""
-        return self.outgoing is not None and self.outgoing.status not in ("none", *ENDED)
+        return self.outgoing is not None and self.outgoing.status not in ENDED
 
     def migrate(self, uri: str, fds: MutableMapping[str, int]) -> asyncio.Task[None]:
         """Start to migrate to ``uri``: the task that ends when the migration has."""
@@ -413,13 +413,14 @@ class Emulator:
 
     def _signalled(self, number: int) -> None:
         if not self._over.is_set():
-            _say(f"terminating on signal {number}")
             self.end("host-signal")
+            _say(f"terminating on signal {number}")
 
 
 def _say(words: str) -> None:
-    """Tell whoever started the process."""
-    print(f"savevm machine: {words}", file=sys.stderr, flush=True)
+    """Tell whoever started the process, if anybody listens still."""
+    with contextlib.suppress(OSError):
+        print(f"savevm machine: {words}", file=sys.stderr, flush=True)
 
 
 def migration_address(uri: str) -> Address:

@@ -268,6 +268,10 @@ def _smp(options: Options, text: str) -> None:
     for key in topology:
         product *= numbers.get(key, 1)
     options.harts = numbers.get("cpus", numbers.get("maxcpus", product))
+    if numbers.get("maxcpus", options.harts) < options.harts:
+        raise OptionError(
+            f"Invalid CPU topology: maxcpus ({numbers['maxcpus']}) is below cpus ({options.harts})"
+        )
     if options.harts > _HARTS_MAX:
         raise OptionError(
             f"Invalid SMP CPUs {options.harts}. The max CPUs supported by machine 'spike' is "
