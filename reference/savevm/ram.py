@@ -64,7 +64,9 @@ class RamBlock:
         try:
             self.allocate()
         except (MemoryError, OverflowError, ValueError) as e:
-            raise OSError(12, f"no block of {used_length} bytes: {e}") from None
+            raise OSError(
+                12, f"no block of {used_length} bytes: {e or 'not enough memory'}"
+            ) from None
 
     def allocate(self) -> None:
         """Get memory, and set ``view`` and ``touched``."""

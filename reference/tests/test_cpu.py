@@ -23,6 +23,7 @@ from riscv import (
     jal,
     jalr,
     load,
+    r,
     signed,
     store,
 )
@@ -711,7 +712,147 @@ def test_states_that_no_hart_can_have(bare: Bare, change: dict[str, object], mes
     assert bare.hart.state() == before
 
 
+# -- What is rare
+
+
+SKIP = (csr(2, 31, 0x341, 0), addi(31, 31, 4), csr(1, 0, 0x341, 31), MRET)
+ZERO_BLOCK = 0x0040_200F | 5 << 15
+
+
+def test_a_trap_takes_the_reservation(bare: Bare) -> None:
+    bare.put(HANDLER, *SKIP)
+    bare.run(amo(2, 7, 5, 0), ECALL, amo(3, 8, 5, 6), count=7, x5=DATA, x6=1)
+    assert (bare.csr("pc"), bare.x(8), bare.word(DATA)) == (BASE + 12, 1, 0)
+
+
+def test_a_store_conditional_that_fails_has_to_be_allowed(bare: Bare) -> None:
+    bare.open()
+    bare.map(BASE, BASE, LEAF)
+    bare.map(0x4000_0000, DATA, V | R | A)
+    bare.enter(1, satp=SV39)
+    bare.run(amo(3, 8, 5, 6), x5=0x4000_0000)
+    assert (bare.csr("mcause"), bare.csr("mtval")) == (15, 0x4000_0000)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_faults_of_cache_blocks_are_those_of_stores(bare: Bare, kind: int) -> None:
+    bare.open()
+    bare.map(BASE, BASE, LEAF)
+    bare.enter(1, satp=SV39, menvcfg=0xF0)
+    bare.run(kind << 20 | 0x200F | 5 << 15, x5=0x4000_0000)
+    assert bare.csr("mcause") == 15
+
+
+def test_a_block_of_which_a_part_is_protected_stays(bare: Bare) -> None:
+    bare.protect((NAPOT, napot(DATA + 32, 8)), ALL)
+    bare.set_word(DATA, MASK)
+    bare.put(BASE, ZERO_BLOCK)
+    bare.enter(1, menvcfg=0xF0)
+    bare.set(x5=DATA)
+    bare.hart.run(1)
+    assert (bare.csr("mcause"), bare.csr("mtval"), bare.word(DATA)) == (7, DATA, MASK)
+
+
+def test_a_misaligned_load_from_nothing_shows_its_beginning(bare: Bare) -> None:
+    bare.run(load(6, 5), x5=0x4000_0003)
+    assert (bare.csr("mcause"), bare.csr("mtval")) == (5, 0x4000_0003)
+
+
+def test_an_instruction_of_which_half_is_protected(bare: Bare) -> None:
+    bare.protect((TOR | 7, (BASE + 8) >> 2), (0x18, (1 << 54) - 1))
+    bare.put(BASE, NOP, C_NOP, addi(7, 0, 1))
+    bare.enter(0)
+    bare.hart.run(3)
+    assert bare.x(7) == 0
+    assert (bare.csr("mcause"), bare.csr("mepc"), bare.csr("mtval")) == (1, BASE + 6, BASE + 8)
+
+
+def test_the_last_vector_of_all(bare: Bare) -> None:
+    bare.enter(0, mtvec=(1 << 63) - 3, mie=0x80, mip=0x80)
+    bare.hart.run(1)
+    assert bare.hart.mepc == signed((1 << 63) + 24)
+
+
+def test_interrupts_that_there_are_not_are_not_taken(bare: Bare) -> None:
+    bare.open()
+    bare.enter(1, mie=1 << 13, mip=1 << 13)
+    bare.run(addi(7, 0, 1))
+    assert bare.x(7) == 1
+
+
+def test_the_user_may_wait_where_there_is_no_supervisor() -> None:
+    bare = Bare(Features("IMACU"))
+    bare.open()
+    bare.enter(0)
+    bare.run(WFI)
+    assert bare.hart.waiting
+
+
 # -- Anything at all
+
+
+def test_all_that_changes_while_it_is_followed_is_sent() -> None:
+    """Two harts write in every way, and what is dirty is copied now and then, as a save does it."""
+    chance = random.Random(3)
+    bare = Bare(memory=1 << 18)
+    other = Hart(1, bare.bus, bare.ram, bare.rom, bare.clock, None)
+    for hart in (bare.hart, other):
+        hart.mtvec = HANDLER
+        hart.pmpcfg[0] = 0x1F
+        hart.pmpaddr[0] = (1 << 54) - 1
+        hart.pmp_changed()
+    code = [BASE, BASE + 0x2000]
+    starts = [BASE, BASE + 0x2FF8]
+    copy = bytearray(bare.ram.view)
+    bare.ram.follow(True)
+    marks = bare.ram.dirty
+    assert marks is not None
+    for turn in range(600):
+        if turn % 5 == 0:
+            for _ in range(6):
+                virtual = 0x4000_0000 + 4096 * chance.randrange(4)
+                frame = chance.choice((*code, DATA, DATA + 0x1000, DATA + 0x2000, BASE + 0x12000))
+                bare.map(virtual, frame, chance.choice((LEAF, LEAF & ~D, LEAF & ~(A | D))))
+            for at in (BASE, code[1], code[1] + 0x1000):
+                bare.map(at, at, chance.choice((LEAF, LEAF & ~A)))
+            bare.put(HANDLER, *SKIP)
+        if turn % 5 < 2:
+            some: list[int] = []
+            for _ in range(12):
+                rs1, value = chance.randrange(5, 12), chance.randrange(32)
+                offset, width = chance.randrange(-9, 9), chance.choice((2, 3))
+                some += chance.choice(
+                    (
+                        [store(value, rs1, offset, chance.randrange(4))],
+                        [r(0x27, offset & 31, width, rs1, value, offset >> 5 & 127)],
+                        [amo(chance.choice((0, 1, 4, 28)), 12, rs1, value, width)],
+                        [amo(2, 12, rs1, 0), amo(3, 12, rs1, value)],
+                        [amo(3, 12, rs1, value)],
+                        [ZERO_BLOCK & ~(31 << 15) | rs1 << 15],
+                        [load(12, rs1, offset, chance.randrange(7))],
+                    )
+                )
+            bare.put(starts[turn % 5], *some)
+        # A save comes by here and there.
+        for page in range(bare.ram.pages):
+            if marks[page] and chance.randrange(3):
+                bare.ram.clean(page, page + 1)
+                copy[4096 * page : 4096 * page + 4096] = bare.ram.view[4096 * page :][:4096]
+        hart = chance.choice((bare.hart, other))
+        hart.satp, hart.pc = signed(SV39), signed(chance.choice(starts))
+        hart.menvcfg, hart.mstatus = 0xF0, chance.choice((1, 3)) << 13
+        hart.priv = chance.choice((1, 1, 3))
+        hart.mode_changed()
+        if turn % 5 == 0:
+            bare.hart.flush()
+            other.flush()
+        for n in range(5, 12):
+            at = 0x4000_0000 if hart.priv == 1 else DATA
+            hart.x[n] = at + 4096 * chance.randrange(4) + chance.choice((0, 8, 0x7F8, 0xFFC))
+        hart.run(30)
+        for page in range(bare.ram.pages):
+            if not marks[page]:
+                assert copy[4096 * page : 4096 * page + 4096] == bare.ram.view[4096 * page :][:4096]
 
 
 def test_no_code_gets_a_hart_out_of_its_bounds() -> None:

@@ -418,27 +418,38 @@ def image(seed: int, programs: int = PROGRAMS, instructions: int = INSTRUCTIONS)
         for at, csr in enumerate(CSRS.values()):
             code.put(csrr(1, csr), store(1, BASE, 8 * (64 + at)))
         code.put(addi(BASE, BASE, RECORD))
-    send(code, records, records + len(initial))
+    send(code, (records, records + len(initial)))
     content = code.bytes
     content += bytes(tables - RAM - len(content)) + table
     content += bytes(records - RAM - len(content)) + initial
     return bytes(content)
 
 
-def send(code: Code, start: int, end: int) -> None:
+def send(code: Code, *ranges: tuple[int, int]) -> None:
     """Memory goes to the console, then the power goes off."""
-    code.point(1, start)
-    code.point(2, end)
-    code.put(u_type(0x37, 3, 0x100_0000), addi(4, 0, 0x101), i_type(0x13, 4, 1, 4, 48))
-    loop = len(code.bytes)
-    code.put(i_type(0x03, 5, 4, 1, 0), r_type(0x33, 5, 6, 5, 4, 0), store(5, 3, 8))
-    code.put(addi(1, 1, 1))
-    code.put(b_type(6, 1, 2, loop - len(code.bytes)))
+    for start, end in ranges:
+        code.point(1, start)
+        code.point(2, end)
+        code.put(u_type(0x37, 3, 0x100_0000), addi(4, 0, 0x101), i_type(0x13, 4, 1, 4, 48))
+        loop = len(code.bytes)
+        code.put(i_type(0x03, 5, 4, 1, 0), r_type(0x33, 5, 6, 5, 4, 0), store(5, 3, 8))
+        code.put(addi(1, 1, 1))
+        code.put(b_type(6, 1, 2, loop - len(code.bytes)))
     code.put(addi(5, 0, 1), store(5, 3, 8), b_type(0, 0, 0, 0))
 
 
-def on_qemu(qemu: str, directory: Path) -> bytes:
-    command = [qemu, "-M", "spike", "-m", f"{MEGABYTES}M", "-bios", FIRMWARE, "-nodefaults"]
+def on_qemu(qemu: str, directory: Path, *options: str) -> bytes:
+    command = [
+        qemu,
+        "-M",
+        "spike",
+        "-m",
+        f"{MEGABYTES}M",
+        "-bios",
+        FIRMWARE,
+        "-nodefaults",
+        *options,
+    ]
     command += ["-display", "none", "-serial", "file:console"]
     subprocess.run(command, cwd=directory, check=True, timeout=120, capture_output=True)
     return (directory / "console").read_bytes()

@@ -320,7 +320,9 @@ class Privileged:
         self.mstatus = status
         self.pc = vector & ~3
         if vector & 1 and interrupt:
-            self.pc += 4 * cause
+            self.pc = _wrap(self.pc, 4 * cause)
+        # Not for who comes next.
+        self.reserved = -1
         self.mode_changed()
 
     def take_exception(self) -> None:
@@ -331,7 +333,8 @@ class Privileged:
 
     def take_interrupt(self) -> bool:
         """Take the most urgent interrupt that is pending and enabled; whether there was one."""
-        pending = self.mip & self.mie
+        # Others, that came with the state of another hart, lead nowhere.
+        pending = self.mip & self.mie & _INTERRUPTS
         if not pending:
             return False
         priv = self.priv
@@ -372,6 +375,7 @@ class Privileged:
         if self.priv != MACHINE:
             status &= ~MPRV
         self.mstatus = status
+        self.reserved = -1
         self.mode_changed()
 
     def sret(self) -> None:
@@ -384,6 +388,7 @@ class Privileged:
         else:
             status &= ~SIE
         self.mstatus = (status | SPIE) & ~(SPP | MPRV)
+        self.reserved = -1
         self.mode_changed()
 
     # -- Registers

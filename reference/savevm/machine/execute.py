@@ -37,7 +37,7 @@ from savevm.machine.decode import (
     decode,
 )
 from savevm.machine.memory import Bus, GuestRam
-from savevm.machine.mmu import READ, Mmu
+from savevm.machine.mmu import READ, WRITE, Mmu
 from savevm.machine.state import PMP_ENTRIES, HartState
 
 __all__ = ["Executor"]
@@ -305,7 +305,10 @@ class Executor(Mmu):
                     self.left -= 1
                     self.sret()
                     return True
-            if insn == 0x10500073 and (priv == MACHINE or (not status & TW and priv != USER)):
+            if insn == 0x10500073 and (
+                priv == MACHINE
+                or (not status & TW and (priv == SUPERVISOR or not self.has_supervisor()))
+            ):
                 self.tick()
                 self.waiting = self.mip & self.mie == 0
                 return self._end(d)
@@ -339,12 +342,18 @@ class Executor(Mmu):
         # There are no caches: all that is left is whether the block may be accessed, and zeros.
         address = self.x[insn >> 15 & 31] & -64
         if kind == 4:
+            # All of it or nothing.
+            self.reach(address, 64, WRITE)
             i: i64 = 0
             while i < 64 and self.cause < 0:
                 self.write(address + i, 8, 0)
                 i += 8
         else:
             self.reach(address, 8, READ)
+            if self.cause >= 0:
+                # One that may be stored to will do, and the faults are those of a store.
+                self.cause = -1
+                self.reach(address, 8, WRITE)
         return True
 
     # -- Floating point

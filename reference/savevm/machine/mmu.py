@@ -255,9 +255,15 @@ class Mmu(Privileged):
                 return -1
             ram = rom
             offset = page - rom.base
+        self.guarded = not self.pmp_whole(page)
+        second: i64 = (address & 4094) + 2
+        if self.guarded and second < 4096 and ram.load(offset + second - 2, 2) & 3 == 3:
+            # An instruction of which only the beginning may be executed.
+            if not self.pmp_allows(page + second, 2, EXECUTE, self.priv):
+                self._access_fault(address + 2, EXECUTE)
+                return -1
         place = self.pages.page(ram, offset >> 12)
         self.follow_memory()
-        self.guarded = not self.pmp_whole(page)
         if not self.guarded:
             self.ftlb[index] = tag
             self.ftlb[index + 1] = place
@@ -373,16 +379,16 @@ class Mmu(Privileged):
         if self.cause >= 0:
             return 0
         within: i64 = 4096 - (address & 4095)
-        i: i64 = size - 1
-        while i >= 0:
+        i: i64 = 0
+        while i < size:
             at: i64 = start + i if i < within else second + i - within
             byte = self._load(at, 1, address + i)
             if self.cause >= 0:
                 return 0
             if i == 7:
                 byte = (byte ^ 128) - 128
-            value = value << 8 | byte
-            i -= 1
+            value |= byte << (8 * i)
+            i += 1
         return value
 
     def _write_misaligned(self, address: i64, size: i64, value: i64) -> None:
@@ -436,12 +442,7 @@ class Mmu(Privileged):
             self.cause = STORE_MISALIGNED
             self.tval = address
             return True
-        if kind == 3 and self.reserved != address:
-            self.reserved = -1
-            if rd:
-                x[rd] = 1
-            return False
-        # Whatever is done, it has to be writable.
+        # Whatever is done, also nothing, it has to be writable.
         at: i64
         index: i64 = address >> 11 & (2 * _ENTRIES - 2)
         if self.wtlb[index] == (address & -4096) + self.data_tag:
@@ -450,6 +451,11 @@ class Mmu(Privileged):
             at = self.reach(address, size, WRITE)
             if self.cause >= 0:
                 return True
+        if kind == 3 and self.reserved != address:
+            self.reserved = -1
+            if rd:
+                x[rd] = 1
+            return self.event
         old = self._load(at, size, address)
         if self.cause >= 0:
             self.cause = STORE_ACCESS
