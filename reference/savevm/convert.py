@@ -635,7 +635,7 @@ def write(plan: Plan, operations: Operations, progress: Callable[[int, int], Non
         saver = Saver(plan.registry, channel, plan.form)
         saver.begin()
         while saver.left:
-            saver.iterate()
+            saver.step()
             progress(channel.position, saver.left)
         saver.complete()
     finally:

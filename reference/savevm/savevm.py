@@ -201,8 +201,13 @@ class Saver:
             self.cancel()
             raise
 
-    def iterate(self) -> None:
-        """Give every live section its turn, until the channel asks to pause."""
+    def iterate(self) -> int:
+        """Give every live section its turn, until the channel asks to pause; what is left."""
+        self.step()
+        return self.left
+
+    def step(self) -> None:
+        """``iterate`` for who does not ask what is left, which takes a look at all that was written."""
         try:
             self.round += 1
             for _ in range(len(self._live)):
@@ -379,7 +384,7 @@ def save(
                 time.sleep(channel.rate_wait or _PAUSE)
                 saver.flush()
             else:
-                saver.iterate()
+                saver.step()
         left = saver.complete()
         while left:
             time.sleep(_PAUSE)
@@ -411,13 +416,13 @@ async def save_async(
         yield saver.progress()
         while _left_to_do(saver, threshold, deadline):
             await ready(channel)
-            saver.iterate()
+            saver.step()
             yield saver.progress()
         saver.stop()
         # What is left goes out as the channel takes it: ``complete`` would have it wait in memory.
         while saver.left > _TURN:
             await ready(channel)
-            saver.iterate()
+            saver.step()
             yield saver.progress()
         left = saver.complete()
         while left:

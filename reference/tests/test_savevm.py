@@ -214,8 +214,7 @@ def test_pages_written_meanwhile_are_sent_again() -> None:
     assert left == 64 * PAGE
     assert source.running
     for _ in range(5):
-        saver.iterate()
-        left = saver.left
+        left = saver.iterate()
         source.scribble(chance, 3)
         assert source.running
         assert left < 64 * PAGE

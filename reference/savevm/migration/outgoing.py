@@ -367,7 +367,7 @@ class Outgoing:
             rate.bandwidth = self._settings.max_bandwidth
             if back is not None and back.done():
                 self._deserted(back)
-            saver.iterate()
+            saver.step()
             meter.look(saver.channel, ram)
             if not ram.over:
                 continue
@@ -436,7 +436,7 @@ class Outgoing:
         self._tell("device")
         while saver.left > _TURN:
             await self._moving(ready(saver.channel))
-            saver.iterate()
+            saver.step()
         self._sent_at = time.monotonic()
         left = saver.complete()
         while left:
