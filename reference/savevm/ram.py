@@ -143,7 +143,6 @@ class RamSaver:
         self._zeros = PageWords(page_size, RAM_ZERO | self._flag, b"\0")
         words = self._pages.records(0)
         self._page_words = [words[i : i + 8] for i in range(0, len(words), 8)]
-        self._zero_page: Final = bytes(page_size)
         self.rounds: int = 1
         self.over = False
         self.normal: i64 = 0
@@ -278,9 +277,8 @@ class RamSaver:
         """Write a page record with the name of its block."""
         block.clean(int(page), int(page) + 1)
         at = int(page * self.page_size)
-        data = bytes(block.view[at : at + int(self.page_size)])
         name = block.name.encode("latin-1")
-        if data == self._zero_page:
+        if block.is_zero(page):
             self.zero += 1
             out.put_integer(at | RAM_ZERO, 8)
             out.put_counted(name)
@@ -289,7 +287,7 @@ class RamSaver:
             self.normal += 1
             out.put_integer(at | RAM_PAGE, 8)
             out.put_counted(name)
-            out.write(data)
+            out.write(bytes(block.view[at : at + int(self.page_size)]))
 
 
 def _marked(marks: bytearray, end: int) -> int:

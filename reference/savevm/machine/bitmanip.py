@@ -21,7 +21,6 @@ _XNOR: Final = 10
 _MIN: Final = 11
 _MINU: Final = 12
 _MAX: Final = 13
-_MAXU: Final = 14
 _ROL: Final = 15
 _ROR: Final = 16
 _ROLW: Final = 17

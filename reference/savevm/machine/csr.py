@@ -57,7 +57,6 @@ _ADUE: Final = 1 << 61
 STCE: Final = -(1 << 63)
 
 _PMP_ADDRESS: Final = (1 << 54) - 1
-_SATP_PPN: Final = (1 << 44) - 1
 
 # Registers that are kept as they are, by name, as a state has them.
 CSRS: Final = (

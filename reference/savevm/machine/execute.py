@@ -36,7 +36,7 @@ from savevm.machine.decode import (
     SYSTEM,
     decode,
 )
-from savevm.machine.memory import Bus, GuestRam
+from savevm.machine.memory import Bus, GuestRam, signed
 from savevm.machine.mmu import READ, WRITE, Mmu
 from savevm.machine.state import PMP_ENTRIES, HartState
 
@@ -526,7 +526,7 @@ class Executor(Mmu):
             raise ValueError(f"there is no translation mode {csrs['satp'] >> 60}")
         self.reset(0)
         features = self.features
-        self.misa = _register(misa)
+        self.misa = signed(misa)
         code_misa: i64 = self.misa & features.misa
         if code_misa != self.pages.misa:
             self.pages.misa = code_misa
@@ -539,7 +539,7 @@ class Executor(Mmu):
         for name, value in csrs.items():
             if name not in ("misa", "fcsr", "mcycle", "minstret", "mcountinhibit"):
                 if name in CSRS:
-                    setattr(self, name, _register(value))
+                    setattr(self, name, signed(value))
         self.mstatus = self.mstatus & ~(_LEAST | _XLEN) | _XLEN64
         if self.mstatus & MPP == 2 << 11:
             self.mstatus &= ~MPP
@@ -547,30 +547,25 @@ class Executor(Mmu):
         self.frm = fcsr >> 5 & 7
         self.fpu.flags = fcsr & 31
         self.set_counters(
-            _register(csrs.get("mcycle", 0)),
-            _register(csrs.get("minstret", 0)),
-            _register(csrs.get("mcountinhibit", 0)),
+            signed(csrs.get("mcycle", 0)),
+            signed(csrs.get("minstret", 0)),
+            signed(csrs.get("mcountinhibit", 0)),
         )
         for i in range(32):
-            self.x[i] = _register(state.x[i])
-            self.f[i] = _register(state.f[i])
+            self.x[i] = signed(state.x[i])
+            self.f[i] = signed(state.f[i])
         self.x[0] = 0
         for i in range(PMP_ENTRIES):
             self.pmpcfg[i] = state.pmpcfg[i] & 0xFF
             # QEMU keeps bits that there are not.
             self.pmpaddr[i] = state.pmpaddr[i] & (1 << 54) - 1
-        self.pc = _register(state.pc)
+        self.pc = signed(state.pc)
         self.priv = state.privilege
-        self.reserved = _register(state.reserved)
-        self.reserved_value = _register(state.reserved_value)
+        self.reserved = signed(state.reserved)
+        self.reserved_value = signed(state.reserved_value)
         self.waiting = state.waiting
         self.mode_changed()
         self.pmp_changed()
-
-
-def _register(n: int) -> i64:
-    """What a register has for an unsigned number."""
-    return ((n & _MASK) ^ 1 << 63) - (1 << 63)
 
 
 def _signed(n: i64) -> i64:

@@ -98,8 +98,8 @@ class GuestRam(RamBlock):
         self.epoch += 1
 
     def clean(self, first: int, behind: int) -> None:
+        super().clean(first, behind)
         if self.dirty is not None:
-            self.dirty[first:behind] = bytes(behind - first)
             self.epoch += 1
 
     def is_zero(self, page: i64) -> bool:
