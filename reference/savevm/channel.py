@@ -125,6 +125,11 @@ class RateLimit:
             self._even = max(self._even, self._clock()) + count / self.bandwidth
 
     @property
+    def piece(self) -> int:
+        """Bytes of a piece of work that exceeds the limit by little; 0 where there is none."""
+        return int(self.bandwidth * self.window / 4)
+
+    @property
     def wait(self) -> float:
         """Seconds for which a writer should pause."""
         return max(0.0, self._even - self.window - self._clock()) if self.bandwidth else 0.0
@@ -243,12 +248,8 @@ class Channel:
                 self._operations.put_notify()
             elif count != -errno.EINTR:
                 return self._fail(count or -errno.EIO)
-        left = bytearray()
-        if size > 0:
-            left += memoryview(buffers[first])[done:]
-            for buffer in buffers[first + 1 :]:
-                left += buffer
-        self._buffer = left
+        left = [memoryview(buffers[first])[done:], *buffers[first + 1 :]] if size > 0 else []
+        self._buffer = bytearray().join(left)
         return 0
 
     def flush(self) -> int:

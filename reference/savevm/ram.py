@@ -27,9 +27,9 @@ from savevm_spec.constants import (
 
 __all__ = ["RamBlock", "RamLoader", "RamSaver", "save_version_2"]
 
-# Pages of one gathering write.  Each takes two of the 1024 buffers that a system call has, and a rate
-# limit is exceeded by as many.
-_GATHER: Final = 64
+# Pages of one gathering write, fewer under a rate limit.  Each takes two of the 1024 buffers that a
+# system call has.
+_GATHER: Final = 256
 # Blocks of RAM version 2 that are compressed at once.
 _BATCH: Final = 256
 # Runs of dirty pages that are looked for one by one.
@@ -96,13 +96,6 @@ class RamBlock:
         assert self._memory is not None
         return self._memory.find(self._zero_page, int(at), int(at + size)) >= 0
 
-    def place(self, address: i64, data: bytes, view: memoryview, start: i64, end: i64) -> None:
-        """``data[start:end]``, of which ``view`` is a view, is at byte ``address`` now.
-
-        Who calls marks it with ``wrote``.
-        """
-        self.view[int(address) : int(address + end - start)] = view[int(start) : int(end)]
-
     def clear(self, address: int, count: int) -> None:
         """``count`` bytes from byte ``address`` on are zero now; who calls marks them."""
         self.view[address : address + count] = bytes(count)
@@ -117,11 +110,12 @@ class RamBlock:
             self.dirty[first:behind] = marks
 
     def write(self, address: int, data: Data) -> None:
-        """Write ``data`` at byte ``address``."""
+        """Write ``data`` at byte ``address``; raises ``ValueError`` where it is not within the block."""
+        if address < 0 or address + len(data) > len(self.view):
+            raise ValueError(f"{len(data)} bytes at {address:#x} are not within the block")
         if len(data):
-            plain = bytes(data)
-            self.place(address, plain, memoryview(plain), 0, len(plain))
-            self.wrote(address, len(plain))
+            self.view[address : address + len(data)] = data
+            self.wrote(address, len(data))
 
 
 class RamSaver:
@@ -151,6 +145,7 @@ class RamSaver:
         self._at: int = 0  # of that which this round has come to
         self._cursor: int = 0  # its next page
         self._named = ""
+        self._most: i64 = _GATHER  # pages of a gathering write
 
     def begin(self, out: Channel, live: bool) -> None:
         """Write the sizes of all blocks.  ``live``: what is written from now on is sent again."""
@@ -185,6 +180,9 @@ class RamSaver:
         pause."""
         start = out.position
         self._named = ""
+        self._most = _GATHER
+        if out.rate is not None and out.rate.bandwidth:
+            self._most = max(1, min(_GATHER, out.rate.piece // int(self.page_size)))
         while out.position - start < budget and not out.rate_exceeded:
             if not self._send(out) or out.error:
                 break
@@ -193,6 +191,7 @@ class RamSaver:
     def complete(self, out: Channel) -> None:
         """Write all that is left."""
         self._named = ""
+        self._most = _GATHER
         # This round, and what was written behind its back.
         while not out.error and (self._send(out) or self.left):
             pass
@@ -218,8 +217,8 @@ class RamSaver:
             if self._at < self._unsent:
                 first = dirty.find(1, first) if dirty is not None else -1
                 if dirty is not None and first >= 0:
-                    behind = dirty.find(0, first, first + _GATHER)
-                    end = behind if behind >= 0 else min(first + _GATHER, end)
+                    behind = dirty.find(0, first, first + self._most)
+                    end = behind if behind >= 0 else min(first + self._most, end)
             if 0 <= first < end:
                 self._cursor = int(self._run(out, block, first, end))
                 return True
@@ -248,7 +247,7 @@ class RamSaver:
             records = self._zeros.records(first * page_size)
             out.write(records[int(9 * index) : int(9 * (index + end - first))])
             return end
-        end = min(end, first + _GATHER)
+        end = min(end, first + self._most)
         block.clean(int(first), int(end))
         self._pages.records(first * page_size)
         zero_words = self._zeros.records(first * page_size)
@@ -371,7 +370,7 @@ class RamLoader(Sink):
             self._select(block)
         target = self._block
         assert target is not None
-        target.place(address, data, self._view, start, end)
+        target.view[int(address) : int(address + end - start)] = self._view[int(start) : int(end)]
         if address != self._to:
             self.mark()
             self._from = address

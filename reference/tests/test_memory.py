@@ -1,6 +1,5 @@
 """RAM that harts run in: as bytes, as words, and as a live section."""
 
-import os
 import random
 
 import pytest
@@ -149,17 +148,3 @@ def test_zeros_that_a_stream_brings_replace_what_was_run() -> None:
     load(target.registry, Channel(MemoryInput(bytes(output.data))), target, machine_name="board")
     bare.hart.run(1)
     assert (bare.x(7), bare.csr("mcause")) == (1, 2)
-
-
-def test_places_at_any_alignment() -> None:
-    data = os.urandom(64)
-    view = memoryview(data)
-    for at in range(9):
-        for start in range(9):
-            for end in range(start, start + 20):
-                ram = GuestRam("ram", PAGE)
-                ram.write(0, b"\xaa" * 64)
-                ram.place(at, data, view, start, end)
-                expected = bytearray(b"\xaa" * 64)
-                expected[at : at + end - start] = data[start:end]
-                assert bytes(ram.view[:64]) == expected

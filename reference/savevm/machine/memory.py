@@ -5,7 +5,6 @@ import mmap
 from collections.abc import Iterable
 from typing import Any, Final, final
 
-from librt.strings import read_i64_le
 from librt.vecs import append, extend, vec
 from mypy_extensions import i64
 
@@ -35,22 +34,21 @@ def _large_zeros(count: i64) -> vec[i64]:
     piece = zeros(min(count, _PIECE))
     words = extend(words, piece)
     if count >= _LARGE:
-        _advise_huge_pages(words, int(count) * 8)
+        # It is only advice: where it is not taken, nothing is lost but time.
+        start = -(-_address(words) // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = ctypes.c_size_t(int(count) * 8 - mmap.PAGESIZE)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, mmap.MADV_HUGEPAGE)
     while len(words) + _PIECE <= count:
         words = extend(words, piece)
     return extend(words, zeros(count - len(words)))
 
 
-def _advise_huge_pages(words: object, size: int) -> None:
-    """Ask for huge pages for the memory of a vector that has ``size`` bytes of it."""
-    view = (ctypes.c_void_p * 16)()  # a Py_buffer, and more; the address comes first
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(words), ctypes.byref(view), 0)
-    start = -(-(view[0] or 0) // mmap.PAGESIZE) * mmap.PAGESIZE
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(view))
-    # It is only advice: where it is not taken, nothing is lost but time.
-    advise = ctypes.CDLL(None).madvise
-    length = size - mmap.PAGESIZE
-    advise(ctypes.c_void_p(start), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+def _address(words: object) -> int:
+    """Where the words of a vector begin in this process; they stay there as long as it is not extended."""
+    buffer = (ctypes.c_void_p * 16)()  # a Py_buffer, and more; the address comes first
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(words), ctypes.byref(buffer), 0)
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
+    return buffer[0] or 0
 
 
 def signed(n: int) -> i64:
@@ -62,8 +60,8 @@ def signed(n: int) -> i64:
 class GuestRam(RamBlock):
     """A RAM block that harts run in, at guest physical address ``base``; its length is a multiple of 4096.
 
-    ``data`` are its 64-bit words as little-endian machines have them, signed; ``view`` is read-only,
-    ``place`` and ``write`` put bytes there.  All of it is memory of this process from the start.
+    ``data`` are its 64-bit words as little-endian machines have them, signed, and ``view`` the same
+    memory, all of it this process's from the start.  ``view`` ends with the block.
 
     ``epoch`` is raised whenever a hart must ask again before it writes a page: because ``dirty``
     bytes were cleared, or code was found there.  ``decoded`` has, for each page, the place of its
@@ -91,7 +89,9 @@ class GuestRam(RamBlock):
         self.data = _large_zeros(max(words, 1))
         self.decoded = vec[i64]([-1] * i64(max(self.pages, 1)))
         self.touched = bytearray(self.pages)
-        self.view = memoryview(self.data).cast("B")[: self.used_length]
+        # The view that a vector gives itself cannot be written.
+        memory = (ctypes.c_ubyte * (8 * len(self.data))).from_address(_address(self.data))
+        self.view = memoryview(memory).cast("B")[: self.used_length]
 
     def follow(self, live: bool) -> None:
         super().follow(live)
@@ -130,39 +130,6 @@ class GuestRam(RamBlock):
         self.touched[index] = 1
         if self.dirty is not None:
             self.dirty[index] = 1
-
-    def place(self, address: i64, data: bytes, view: memoryview, start: i64, end: i64) -> None:
-        if address < 0 or address + end - start > self.size:
-            raise ValueError(f"{end - start} bytes at {address:#x} are not within the block")
-        memory = self.data
-        while address & 7 and start < end:
-            self.store(address, 1, data[start])
-            address += 1
-            start += 1
-        i: i64 = address >> 3
-        while start + 8 <= end:
-            memory[i] = read_i64_le(data, start)
-            i += 1
-            start += 8
-        address = i << 3
-        while start < end:
-            self.store(address, 1, data[start])
-            address += 1
-            start += 1
-
-    def clear(self, address: int, count: int) -> None:
-        memory = self.data
-        at: i64 = address
-        end: i64 = at + count
-        while at < end and (at & 7 or end - at < 8):
-            self.store(at, 1, 0)
-            at += 1
-        while at + 8 <= end:
-            memory[at >> 3] = 0
-            at += 8
-        while at < end:
-            self.store(at, 1, 0)
-            at += 1
 
     def load(self, offset: i64, size: i64) -> i64:
         """``size`` bytes (1, 2, 4 or 8) at a multiple of it, without a sign unless 8."""
