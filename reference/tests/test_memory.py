@@ -1,6 +1,8 @@
 """RAM that harts run in: as bytes, as words, and as a live section."""
 
+import os
 import random
+from pathlib import Path
 
 import pytest
 from boards import PAGE, Board
@@ -13,6 +15,11 @@ from savevm.savevm import Format, Saver, load
 from savevm.transport.memory import MemoryInput, MemoryOutput
 
 SIZE = 16 * PAGE
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_bytes_and_words_are_the_same_memory() -> None:
@@ -60,6 +67,18 @@ def test_a_page_that_is_zero() -> None:
         assert ram.is_zero(0)
         assert ram.is_zero(2)
         ram.clear(at, 1)
+
+
+def test_much_takes_no_memory_before_it_is_touched() -> None:
+    free = os.sysconf("SC_AVPHYS_PAGES") * PAGE
+    size = free // 2 // PAGE * PAGE
+    before = resident()
+    ram = GuestRam("ram", size)
+    assert resident() - before < size // 100
+    for at in (0, size - 8, size // 2 & -8):
+        assert ram.load(at, 8) == 0
+        ram.store(at, 8, at + 1)
+        assert bytes(ram.view[at : at + 8]) == (at + 1).to_bytes(8, "little")
 
 
 def test_more_than_there_is_room_for() -> None:

@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+import os
 from collections.abc import Iterable
 from typing import Any, Final, final
 
@@ -27,20 +28,42 @@ def zeros(count: i64) -> vec[i64]:
 
 
 def _large_zeros(count: i64) -> vec[i64]:
-    """The same, in huge pages where the system has such: four to ten times as fast."""
-    # It has room for all, of which nothing was touched yet.
+    """The same, in huge pages where the system has such.
+
+    Much of it is given by the system when it is touched; what is little there for certain, so that a
+    guest, or a migration, need not wait for it.
+    """
+    # There is room for all, and nothing in it.
     nothing: Iterable[i64] = ()
-    words = vec[i64](nothing, capacity=count)
-    piece = zeros(min(count, _PIECE))
-    words = extend(words, piece)
+    words: Any = vec[i64](nothing, capacity=count)
     if count >= _LARGE:
-        # It is only advice: where it is not taken, nothing is lost but time.
-        start = -(-_address(words) // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = ctypes.c_size_t(int(count) * 8 - mmap.PAGESIZE)
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, mmap.MADV_HUGEPAGE)
-    while len(words) + _PIECE <= count:
-        words = extend(words, piece)
-    return extend(words, zeros(count - len(words)))
+        begin = _address(words)
+        end = begin + 8 * int(count)
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = end // mmap.PAGESIZE * mmap.PAGESIZE
+        _advise(first, last, mmap.MADV_HUGEPAGE)
+        # Behind what every object has: how many words there are, and where.
+        head = (ctypes.c_ssize_t * 2).from_address(id(words) + object.__basicsize__)
+        much = end - begin > os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE // 4
+        # What is given up reads as zeros from then on.
+        if much and list(head) == [0, begin] and not _advise(first, last, mmap.MADV_DONTNEED):
+            ctypes.memset(begin, 0, first - begin)
+            ctypes.memset(last, 0, end - last)
+            head[0] = int(count)
+            stretched: vec[i64] = words
+            return stretched
+    piece = zeros(min(count, _PIECE))
+    filled: vec[i64] = words
+    while len(filled) + _PIECE <= count:
+        filled = extend(filled, piece)
+    return extend(filled, zeros(count - len(filled)))
+
+
+def _advise(begin: int, end: int, advice: int) -> int:
+    """Advise the system of some pages of memory; 0 where the advice was taken."""
+    size = ctypes.c_size_t(end - begin)
+    result: int = ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), size, advice)
+    return result
 
 
 def _address(words: object) -> int:
@@ -61,7 +84,7 @@ class GuestRam(RamBlock):
     """A RAM block that harts run in, at guest physical address ``base``; its length is a multiple of 4096.
 
     ``data`` are its 64-bit words as little-endian machines have them, signed, and ``view`` the same
-    memory, all of it this process's from the start.  ``view`` ends with the block.
+    memory.  ``view`` ends with the block.
 
     ``epoch`` is raised whenever a hart must ask again before it writes a page: because ``dirty``
     bytes were cleared, or code was found there.  ``decoded`` has, for each page, the place of its
