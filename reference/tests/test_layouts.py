@@ -2,6 +2,7 @@
 
 import lzma
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -392,6 +393,16 @@ def test_what_a_layout_cannot_express_is_named(release: str, name: str) -> None:
     board = Board()
     take(board, written(outgoing)).apply()
     assert board.state() != state
+
+
+def test_all_that_a_layout_cannot_express_is_named_at_once() -> None:
+    state = rich()
+    state.harts[0].csrs |= {"senvcfg": 1, "menvcfg": 1}
+    with pytest.raises(CannotExpressError) as caught:
+        registry(Board(state), "5.2")
+    drop = set(re.findall(r"[a-z]+vcfg", str(caught.value)))
+    assert drop == {"senvcfg", "menvcfg"}
+    assert registry(Board(state), "5.2", drop).dropped == sorted(drop)
 
 
 def test_what_comes_up_while_the_machine_runs_is_named_too() -> None:

@@ -31,6 +31,7 @@ _INTERRUPT_HARD: Final = 2  # CPU_INTERRUPT_HARD of cpu_common.interrupt_request
 _EXCP_INTERRUPT: Final = 0x10000  # exception_index from here on: QEMU's own reasons to stop
 
 _MXL: Final = 2
+_SHOWN: Final = 60  # characters of a value that are told
 _MISA_H: Final = 1 << 7
 _MISA_V: Final = 1 << 21
 _XL: Final = 0xF << 32  # mstatus.SXL and UXL, and what they are where both are of 64 bits
@@ -161,20 +162,30 @@ class Board(Protocol):
 
 
 class _Losses:
-    """What is lost: its ``names`` so far, and whether more may be (else ``error``)."""
+    """What is lost: its ``names`` so far, and what may not be, which ``settle`` raises as ``error``."""
 
     def __init__(self, drop: Iterable[str], error: type[ValueError]) -> None:
         self._allowed: Final = LOST | set(drop)
         self._error: Final = error
+        self._refused: Final[dict[str, str]] = {}
         self.names: Final[list[str]] = []
 
     def lose(self, name: str, value: object, why: str, group: str = "") -> None:
         """``name`` has a ``value`` that is lost; so may be all of a ``group``."""
         if name not in self._allowed and group not in self._allowed:
             shown = f"{value:#x}" if type(value) is int else str(value)
-            raise self._error(f"{name} is {shown[:80]}, {why}")
-        if name not in self.names:
+            shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+            self._refused.setdefault(name, f"{name} is {shown}, {why}")
+        elif name not in self.names:
             self.names.append(name)
+
+    def settle(self) -> None:
+        """Raise, if something may not be lost; all of it is named, so that one look is enough."""
+        first, *others = self._refused.values() or [""]
+        if first:
+            more = f"; nor can {', '.join([*self._refused][1:])} be kept" if others else ""
+            self._refused.clear()
+            raise self._error(first + more)
 
 
 def _zero(field: dict[str, Any]) -> Any:
@@ -417,6 +428,7 @@ class Outgoing(Registry):
                 name, version = part["vmsd_name"], part["version"]
                 whole["subsections"].append({"name": name, "version": version, **inner})
                 parts.append(part)
+        self._losses.settle()
         written = {key: value for key, value in layout.items() if key != "subsections"}
         return written | ({"subsections": parts} if parts else {}), whole
 
@@ -572,6 +584,7 @@ class Incoming(Registry):
             state.runstate = text
         elif values["more"]:
             raise ValueError("slirp has connections")
+        self._losses.settle()
 
     def _refuse(self, name: str, value: object, group: str = "") -> None:
         self._losses.lose(name, value, "which a hart here has not", group)
