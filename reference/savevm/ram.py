@@ -65,7 +65,7 @@ class RamBlock:
             self.allocate()
         except (MemoryError, OverflowError, ValueError) as e:
             raise OSError(
-                12, f"no block of {used_length} bytes: {e or 'not enough memory'}"
+                12, f"no block of {used_length} bytes: {str(e) or 'not enough memory'}"
             ) from None
 
     def allocate(self) -> None:

@@ -404,6 +404,29 @@ def test_accessed_bits_are_the_guests_business_with_svadu_off() -> None:
     assert bare.csr("mcause") == 0
 
 
+def test_a_page_has_a_memory_type_where_that_is_on() -> None:
+    bare = Bare(Features(svpbmt=True))
+    assert bare.csr("menvcfg") >> 62 == 1
+    bare.open()
+    bare.map(BASE, BASE, LEAF)
+    bare.put(BASE, load(6, 5))
+    bare.set(x5=0x4000_0000)
+    # None, not cached, device, reserved; then what other extensions have there.
+    for high, on, cause in (
+        *((0, True, 0), (1 << 61, True, 0), (2 << 61, True, 0), (3 << 61, True, 13)),
+        *((1 << 61, False, 13), (1 << 63, True, 13), (1 << 61 | 1 << 60, True, 13)),
+    ):
+        bare.map(0x4000_0000, DATA, V | R | A | high)
+        bare.enter(1, satp=SV39, menvcfg=on << 62, pc=BASE, mcause=0)
+        bare.hart.run(1)
+        assert bare.csr("mcause") == cause, hex(high)
+
+
+def test_no_memory_types_where_there_are_none(bare: Bare) -> None:
+    bare.run(csr(1, 6, 0x30A, 5), csr(2, 7, 0x30A, 0), x5=MASK)
+    assert bare.x(7) >> 61 & 3 == 0
+
+
 # -- Physical memory protection
 
 TOR, NA4, NAPOT, LOCKED = 1 << 3, 2 << 3, 3 << 3, 1 << 7
@@ -710,6 +733,23 @@ def test_states_that_no_hart_can_have(bare: Bare, change: dict[str, object], mes
     with pytest.raises(ValueError, match=message):
         bare.hart.adopt(state)
     assert bare.hart.state() == before
+
+
+def test_a_reset_gives_a_hart_its_own_features_back() -> None:
+    bare = Bare()
+    came = HartState(csrs={"misa": 2 << 62 | 0x3411EF, "menvcfg": 7 << 61, "stimecmp": 5})
+    bare.hart.adopt(came)
+    assert bare.csr("misa") == 2 << 62 | 0x3411EF
+    bare.run(csr(1, 6, 0x30A, 5), csr(2, 7, 0x30A, 0), x5=0)
+    bare.run(csr(1, 6, 0x30A, 5), csr(2, 7, 0x30A, 0), x5=MASK)
+    assert bare.x(7) >> 61 == 7
+    bare.run(csr(1, 6, 0x30A, 0))
+    assert bare.csr("menvcfg") == 0, "the guest's word is handed on"
+    bare.hart.reset(BASE)
+    assert bare.hart.state() == Bare().hart.state()
+    bare.hart.mtvec = HANDLER
+    bare.run(csr(1, 6, 0x30A, 5), csr(2, 7, 0x30A, 0), x5=MASK)
+    assert bare.x(7) >> 61 == 0
 
 
 # -- What is rare

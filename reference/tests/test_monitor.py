@@ -144,6 +144,28 @@ def run(*arguments: str, directory: Path) -> "subprocess.CompletedProcess[str]":
     )
 
 
+def test_a_client_that_waits_is_left_without_a_complaint(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "qmp"))
+        there.listen()
+        place = f"tcp:127.0.0.1:{taken.getsockname()[1]}"
+        process = subprocess.Popen(
+            [*OURS.argv, *MACHINE, "-qmp", "unix:qmp", "-incoming", place],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+        )
+        client = there.accept()[0]
+        with contextlib.suppress(BrokenPipeError):
+            client.sendall(b'{"execute": "qmp_capabilities"}')
+        said = process.communicate(timeout=60)[1]
+        client.close()
+    assert process.returncode == 1
+    assert said.count("\n") == 1
+    assert "Address already in use" in said
+
+
 # Against real QEMUs
 
 
@@ -240,6 +262,8 @@ WRONG: tuple[tuple[str, dict[str, Any] | None], ...] = (
     ("query-name", {"x": 1}),
     ("migrate", {"uri": 5}),
     ("migrate", {"uri": "fd:nowhere"}),
+    # One of its own.
+    ("migrate", {"uri": "fd:5"}),
     ("migrate-set-parameters", {"no-such-parameter": 1}),
     ("migrate-set-capabilities", None),
     ("memsave", None),
@@ -445,12 +469,42 @@ def test_memory_is_saved(ours: Driven, tmp_path: Path) -> None:
     assert around.read_bytes() == bytes(8192) + physical.read_bytes()
 
 
+def test_memory_is_saved_to_who_reads(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    where = {"val": RAM - 4096, "size": 1 << 20, "filename": "fifo"}
+    with Driven(OURS, tmp_path, "-S", "-qmp", "unix:monitor,server=on,wait=off") as driven:
+        assert "No such device or address" in driven.fails("pmemsave", where)[1]
+        client, lines = _connected(tmp_path / "monitor")
+        reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        with client, lines, os.fdopen(reader, "rb") as fifo:
+            client.sendall(b'{"execute": "qmp_capabilities"}')
+            client.sendall(json.dumps({"execute": "pmemsave", "arguments": where}).encode())
+            assert select.select([reader], [], [], 30)[0]
+            # It does not fit, and others are served.
+            assert driven.execute("query-status")["status"] == "prelaunch"
+            os.set_blocking(reader, True)
+            data = fifo.read()
+            assert [json.loads(lines.readline()) for _ in range(2)] == 2 * [{"return": {}}]
+    assert len(data) == 1 << 20
+    assert not any(data[:4096])
+
+
 def test_all_of_a_request_for_memory_is_bounded(ours: Driven, tmp_path: Path) -> None:
     path = tmp_path / "huge"
     error, _ = ours.fails("pmemsave", {"val": 0, "size": (1 << 64) - 1, "filename": str(path)})
     assert error == "GenericError"
     assert os.stat(path).st_blocks * 512 <= 17 << 20
     assert "no more than" in ours.human("xp /999999999xg 0x80000000")
+
+
+def test_without_standard_descriptors(tmp_path: Path) -> None:
+    elf = str(Path(guests.__file__).with_name("arithmetic.elf"))
+    argv = (*OURS.argv, *MACHINE, "-kernel", elf, "-serial", "stdio", "-monitor", "file:said")
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    assert (
+        subprocess.run([*closed, *argv], cwd=tmp_path, env=ENVIRONMENT, check=False).returncode == 0
+    )
+    assert (tmp_path / "said").read_text().endswith("(qemu) ")
 
 
 def test_power_off_ends_the_process(tmp_path: Path) -> None:
@@ -480,6 +534,18 @@ def test_no_reboot(tmp_path: Path) -> None:
     with Driven(OURS, tmp_path, "-kernel", SWEEPER, "-no-reboot") as driven:
         driven.execute("system_reset")
         assert driven.process.wait() == 0
+
+
+@with_qemus
+def test_no_reboot_and_no_shutdown(qemu: Kind, tmp_path: Path) -> None:
+    for kind in (OURS, qemu):
+        options = ("-kernel", SWEEPER, "-no-reboot", "-no-shutdown")
+        with Driven(kind, tmp_path, *options) as driven:
+            driven.execute("system_reset")
+            while driven.execute("query-status")["status"] != "shutdown":
+                time.sleep(0.01)
+            shutdown = {"guest": False, "reason": "host-qmp-system-reset"}
+            assert driven.events()[-2:] == [("SHUTDOWN", shutdown), ("STOP", None)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -531,6 +597,9 @@ def test_descriptors_are_handed_over(tmp_path: Path) -> None:
             send_fd(destination.socket, reading)
             os.close(reading)
             destination.execute("getfd", {"fdname": "in"})
+            for own in range(3, 8):
+                error = destination.fails("migrate-incoming", {"uri": f"fd:{own}"})[1]
+                assert "has not been found" in error
             destination.execute("migrate-incoming", {"uri": "fd:in"})
             source.execute("migrate", {"uri": "fd:out"})
             assert source.migration()["status"] == "completed"
@@ -609,6 +678,27 @@ def test_who_never_comes_does_not_keep_it(tmp_path: Path) -> None:
         assert driven.process.wait() == 0
 
 
+def test_a_migration_goes_on_while_nobody_asks(tmp_path: Path) -> None:
+    with Driven(OURS, tmp_path, "-kernel", SWEEPER) as driven:
+        for number in range(3):
+            driven.execute("migrate", {"uri": f"exec:cat > /dev/null; > {number}"})
+            while not (tmp_path / str(number)).exists():
+                time.sleep(0.05)
+            assert driven.migration()["status"] == "completed"
+            driven.execute("cont")
+
+
+def test_those_who_never_come_do_not_keep_others_away(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with Driven(OURS, tmp_path, "-kernel", SWEEPER, "-S") as driven:
+        for _ in range(40):
+            driven.execute("migrate", {"uri": "file:fifo"})
+            driven.execute("migrate_cancel")
+            assert driven.migration()["status"] == "cancelled"
+        driven.execute("migrate", {"uri": "exec:cat > /dev/null"})
+        assert driven.migration()["status"] == "completed"
+
+
 def test_over_tls(tmp_path: Path, make: Make) -> None:  # noqa: F811
     directory = make("server", "client")
     credentials = f"tls-creds-x509,id=tls0,dir={directory}"
@@ -639,8 +729,11 @@ def test_channels_are_another_way_to_write_an_address(tmp_path: Path) -> None:
         driven.execute("migrate", {"channels": channels})
         assert driven.migration()["status"] == "completed"
         assert (tmp_path / "stream").read_bytes()[16:24] == b"QEVM\0\0\0\3"
-        for wrong in ([], [5], [{}], [{"channel-type": "main", "addr": {"transport": "rdma"}}]):
+        addresses: list[Any] = [{}, {"transport": "rdma"}, {"transport": []}]
+        mains = [[{"channel-type": "main", "addr": address}] for address in addresses]
+        for wrong in ([], [5], [{}], *mains):
             assert driven.fails("migrate", {"channels": wrong})[0] == "GenericError"
+        assert driven.said.read_text() == ""
 
 
 # Snapshots
@@ -692,6 +785,8 @@ def test_a_snapshot_is_gone_back_to(tmp_path: Path) -> None:
         assert driven.human("delvm begin") == ""
         assert driven.human("delvm begin") == ""
         driven.quit()
+    with Driven(OURS, tmp_path, "-kernel", SWEEPER, *drive, "-loadvm", names[1], "-S") as driven:
+        assert driven.execute("query-status")["status"] == "prelaunch"
     with Image(path) as image:
         assert [snapshot.name for snapshot in image.snapshots()] == names[1:]
 
@@ -1011,6 +1106,7 @@ def test_the_monitor_of_a_pipe(tmp_path: Path) -> None:
 
 # Options
 
+LOADER = f"loader,file={SWEEPER},addr"
 BAD = (
     (("-foo",), "-foo: invalid option"),
     (("--foo", "x"), "--foo: invalid option"),
@@ -1030,7 +1126,18 @@ BAD = (
     (("-device", "e1000"), "only device"),
     (("-nic", "user"), "'user' is not supported"),
     (("-icount", "99"), "Invalid shift value"),
-    (("-kernel", "nowhere.elf"), "nowhere.elf: No such file"),
+    (("-m", "8388608T"), "-m: no addresses for"),
+    (("-kernel", "nowhere.elf"), "-kernel nowhere.elf: No such file"),
+    (("-kernel", "/"), "-kernel /: Is a directory"),
+    (("-kernel", "/dev/zero"), "-kernel /dev/zero: does not end"),
+    (("-bios", "nowhere.bin"), "-bios nowhere.bin: No such file"),
+    (("-bios", __file__, "-m", "8K"), f"-bios {__file__}: the firmware (0x80000000 to"),
+    (("-kernel", SWEEPER, "-initrd", "nowhere"), "-initrd nowhere: No such file"),
+    (("-device", f"{LOADER}=0x10"), f"-device {LOADER}=0x10: the image (0x10 to"),
+    (("-device", "loader,file=x,addr=0"), "-device loader,file=x,addr=0: No such file"),
+    (("-serial", "file:/nowhere/x"), "-serial file:/nowhere/x: /nowhere/x: No such file"),
+    (("-smp", "8,cores=3"), "product of the hierarchy (3) must match maxcpus (8)"),
+    (("-smp", "8,sockets=2,cores=2,threads=1"), "must match maxcpus (8)"),
     (("-append", "x"), "-append only allowed with -kernel"),
     (("-initrd", "x"), "-initrd only allowed with -kernel"),
     (("-incoming", "pigeon:x"), "-incoming pigeon:x: unknown migration protocol"),

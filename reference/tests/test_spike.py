@@ -18,7 +18,7 @@ from savevm.machine.clint import MSIP, MTIP, NEVER, Clint
 from savevm.machine.clock import Clock
 from savevm.machine.fdt import device_tree
 from savevm.machine.htif import Htif
-from savevm.machine.loader import check_room, parse_elf, place, raw_image
+from savevm.machine.loader import ImageError, check_room, parse_elf, place, raw_image
 from savevm.machine.memory import GuestRam
 from savevm.machine.spike import RAM_BASE, Spike
 
@@ -247,8 +247,10 @@ def test_boards_that_cannot_be() -> None:
     board = Spike(MIB)
     with pytest.raises(ValueError, match="without a kernel"):
         board.load_image(append="x")
-    with pytest.raises(OSError, match="missing"):
+    with pytest.raises(ImageError, match="No such file"):
         board.load_image("missing")
+    with pytest.raises(OSError, match="no addresses"):
+        Spike(1 << 62)
     with pytest.raises(ValueError, match="run state"):
         board.set_runstate("dancing")
 

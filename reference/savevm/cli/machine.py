@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from savevm.machine.spike import Spike
     from savevm.monitor.emulator import Console, Emulator
     from savevm.monitor.lines import Backend
-    from savevm.monitor.options import Chardev, LoaderImage, Options
+    from savevm.monitor.options import Chardev, Options
 
 USAGE: Final = """Usage: savevm machine -M spike [OPTION]...
 
@@ -41,6 +41,7 @@ def machine(argv: Sequence[str]) -> int:
     """Run an emulated machine that migrates with real QEMUs."""
     from savevm.monitor.options import OptionError, help_text, parse
 
+    _open_standard()
     try:
         options = parse(argv)
         if options.question is not None:
@@ -63,6 +64,16 @@ def machine(argv: Sequence[str]) -> int:
     os._exit(code)
 
 
+def _open_standard() -> None:
+    """Open standard descriptors that are closed on nothing: any file might get their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
 def _run(options: "Options") -> int:
     """Build the machine and run it: the exit code.  Raises ``OptionError``."""
     # Not before it is needed: these compile, or are compiled.
@@ -78,20 +89,22 @@ def _run(options: "Options") -> int:
         with _told(f"-drive file={drive.path}"), Image(drive.path, locked=False):
             pass
     console = Console()
-    with _told("machine"):
+    with _told("-cpu"):
+        features = _features(options.features)
+    with _told("-m"):
         board = Spike(
             options.memory,
             options.harts,
             deterministic=options.shift,
             console=console.write,
-            features=_features(options.features),
+            features=features,
         )
-        board.load_image(options.kernel, options.bios, options.initrd, options.append)
-        for image in options.images:
-            _load(board, image)
+    _load(board, options)
     console.typed = board.console_input
-    with _told("-chardev"):
-        backends = [_backend(chardev, options) for chardev in options.chardevs.values()]
+    backends = []
+    for chardev in options.chardevs.values():
+        with _told(chardev.option):
+            backends.append(_backend(chardev, options))
     emulator = Emulator(
         board,
         options.settings,
@@ -112,10 +125,15 @@ def _run(options: "Options") -> int:
         except CommandError as error:
             raise OptionError(str(error)) from None
     with _pidfile(options.pidfile), _told(""):
+        loop = asyncio.new_event_loop()
         try:
-            return asyncio.new_event_loop().run_until_complete(emulator.run())
+            return loop.run_until_complete(emulator.run())
         except CommandError as error:
             raise OptionError(f"-incoming {options.incoming}: {error}") from None
+        finally:
+            # It would complain of commands that nobody answers any more.
+            loop.set_exception_handler(lambda loop, what: None)
+            loop.close()
 
 
 def _features(switched: dict[str, bool]) -> "Features":
@@ -134,6 +152,7 @@ def _features(switched: dict[str, bool]) -> "Features":
         "".join(letters),
         sstc=switched.get("sstc", plain.sstc),
         svadu=switched.get("svadu", plain.svadu),
+        svpbmt=switched.get("svpbmt", plain.svpbmt),
     )
 
 
@@ -166,18 +185,25 @@ def _pidfile(path: str | None) -> Iterator[None]:
             os.unlink(path)
 
 
-def _load(board: "Spike", image: "LoaderImage") -> None:
-    """Put a file in RAM as it is."""
-    from savevm.machine.loader import raw_image
+def _load(board: "Spike", options: "Options") -> None:
+    """Put files in RAM; raises ``OptionError`` that names the option and the file."""
+    from savevm.machine.loader import ImageError, raw_image, read_image
+    from savevm.monitor.options import OptionError
 
-    with open(image.path, "rb") as file:
-        data = file.read()
+    where = {
+        "kernel": f"-kernel {options.kernel}",
+        "firmware": f"-bios {options.bios}",
+        "initrd": f"-initrd {options.initrd}",
+        "device tree": "-m",
+    }
     try:
-        board.add_image(raw_image(data, image.address))
-    except ValueError:
-        raise ValueError(
-            f"{image.path}: {len(data)} bytes at {image.address:#x} are not all in RAM"
-        ) from None
+        board.load_image(options.kernel, options.bios, options.initrd, options.append)
+        for loader in options.images:
+            where["image"] = loader.option
+            data = read_image("image", loader.path, board.ram.used_length)
+            board.add_image(raw_image(data, loader.address))
+    except ImageError as error:
+        raise OptionError(f"{where[error.image]}: {error}") from None
 
 
 def _backend(chardev: "Chardev", options: "Options") -> "Backend":

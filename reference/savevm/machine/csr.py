@@ -53,6 +53,7 @@ _STIP: Final = 1 << 5
 _DELEGABLE: Final = 0xB3FF
 
 _FIOM_AND_CACHE: Final = 0xF1
+PBMTE: Final = 1 << 62
 _ADUE: Final = 1 << 61
 STCE: Final = -(1 << 63)
 
@@ -101,7 +102,8 @@ class Features:
     """What a hart has: extensions as in misa, and others by name.
 
     ``extensions`` are letters; ``sstc`` the supervisor's timer; ``svadu``: menvcfg.ADUE says whether
-    page table walks set accessed and dirty bits, else they always do; ``time``: its register can be
+    page table walks set accessed and dirty bits, else they always do; ``svpbmt``: menvcfg.PBMTE allows
+    pages to have a memory type, which makes no difference here; ``time``: its register can be
     read, which on QEMU's board it cannot: firmware that had found it there would fail when it has
     moved.  ``pmp_entries`` is 16 or 64.
     """
@@ -112,6 +114,7 @@ class Features:
         *,
         sstc: bool = False,
         svadu: bool = False,
+        svpbmt: bool = False,
         time: bool = False,
         pmp_entries: int = 16,
         vendor: int = 0,
@@ -124,6 +127,7 @@ class Features:
         self.misa: Final[i64] = misa
         self.sstc: Final = sstc
         self.svadu: Final = svadu
+        self.svpbmt: Final = svpbmt
         self.time: Final = time
         self.pmp_entries: Final[i64] = pmp_entries
         self.vendor: Final[i64] = vendor
@@ -147,6 +151,7 @@ class Privileged:
         self.misa: i64 = features.misa
         self.sstc: bool = features.sstc
         self.svadu: bool = features.svadu
+        self.svpbmt: bool = features.svpbmt
         self.x: vec[i64] = zeros(64)
         self.f: vec[i64] = zeros(32)
         self.pc: i64 = 0
@@ -202,13 +207,18 @@ class Privileged:
         self._region_cfg: vec[i64] = zeros(PMP_ENTRIES)
 
     def reset(self, pc: int) -> None:
-        """As after power-on, to begin at ``pc``.  General registers are 0, too."""
+        """As after power-on, to begin at ``pc``, with its own features.  General registers are 0, too."""
+        features = self.features
+        self.set_misa(features.misa)
+        self.sstc = features.sstc
+        self.svadu = features.svadu
+        self.svpbmt = features.svpbmt
+        self.pmp_entries = features.pmp_entries
         i: i64 = 0
         while i < 32:
             self.x[i] = 0
             self.f[i] = 0
             i += 1
-        self.pmp_entries = self.features.pmp_entries
         i = 0
         while i < PMP_ENTRIES:
             self.pmpcfg[i] = 0
@@ -222,7 +232,11 @@ class Privileged:
         self.medeleg = self.mideleg = self.mie = self.mip = 0
         self.mtvec = self.mcounteren = self.mcountinhibit = self.mscratch = 0
         self.mepc = self.mcause = self.mtval = 0
-        self.menvcfg = _ADUE if self.svadu else 0
+        self.menvcfg = 0
+        if self.svadu:
+            self.menvcfg |= _ADUE
+        if self.svpbmt:
+            self.menvcfg |= PBMTE
         self.stvec = self.scounteren = self.sscratch = 0
         self.sepc = self.scause = self.stval = self.satp = self.senvcfg = 0
         self.stimecmp = -1
@@ -230,6 +244,10 @@ class Privileged:
         self.hpm = {}
         self._cycle = self._instret = -self.executed
         self.pmp_changed()
+
+    def set_misa(self, misa: i64) -> None:
+        """Say what the guest sees; of it the hart has what is among its features."""
+        self.misa = misa
 
     def flush(self) -> None:
         """What is known of address translation does not hold any more."""
@@ -610,6 +628,8 @@ class Privileged:
                 mask |= STCE
             if self.svadu:
                 mask |= _ADUE
+            if self.svpbmt:
+                mask |= PBMTE
             self.menvcfg = value & mask
             self.flush()
         elif number == 0x320:

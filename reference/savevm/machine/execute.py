@@ -486,7 +486,7 @@ class Executor(Mmu):
             else:
                 value = int(getattr(self, name))
             csrs[name] = value & _MASK
-        if not self.features.svadu:
+        if not self.svadu:
             # Walks set accessed and dirty bits, and a hart that has ADUE is to be told.
             csrs["menvcfg"] |= 1 << 61
         return HartState(
@@ -526,14 +526,12 @@ class Executor(Mmu):
             raise ValueError(f"there is no translation mode {csrs['satp'] >> 60}")
         self.reset(0)
         features = self.features
-        self.misa = signed(misa)
-        code_misa: i64 = self.misa & features.misa
-        if code_misa != self.pages.misa:
-            self.pages.misa = code_misa
-            self.pages.flush()
+        self.set_misa(signed(misa))
         self.hpm = {name: value for name, value in csrs.items() if name.startswith("mhpm")}
-        self.sstc = features.sstc or csrs.get("menvcfg", 0) >> 63 != 0
-        self.svadu = features.svadu or csrs.get("menvcfg", 0) >> 61 & 1 != 0
+        menvcfg = csrs.get("menvcfg", 0)
+        self.sstc = features.sstc or menvcfg >> 63 != 0
+        self.svpbmt = features.svpbmt or menvcfg >> 62 & 1 != 0
+        self.svadu = features.svadu or menvcfg >> 61 & 1 != 0
         # Where it comes from there may be all of them; it uses those that it has found there.
         self.pmp_entries = PMP_ENTRIES
         for name, value in csrs.items():

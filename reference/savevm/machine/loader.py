@@ -1,6 +1,7 @@
 """Images for the board: what a guest starts from, and where in RAM it goes."""
 
 import itertools
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from savevm.channel import Data
 
 __all__ = [
     "Image",
+    "ImageError",
     "Placement",
     "check_room",
     "parse_elf",
     "place",
     "raw_image",
     "read_firmware",
+    "read_image",
     "tree_address",
 ]
 
@@ -34,6 +37,14 @@ _DEFAULT_FIRMWARE: Final = (
     Path("/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_dynamic.bin"),
     Path("/usr/share/qemu/opensbi-riscv64-generic-fw_dynamic.bin"),
 )
+
+
+class ImageError(ValueError):
+    """An image that cannot be loaded: ``image`` is "firmware", "kernel", "initrd" or "device tree"."""
+
+    def __init__(self, image: str, why: str) -> None:
+        super().__init__(why)
+        self.image: Final = image
 
 
 @dataclass(frozen=True)
@@ -136,19 +147,19 @@ def place(
 
     An ELF file goes where it says.  Raw firmware goes to the begin of RAM; a raw kernel behind the
     firmware, on a multiple of 2 MiB; the initrd half of the RAM behind the kernel, 512 MiB at most.
-    Raises ``ValueError`` for a broken image.
+    Raises ``ImageError`` for a broken image.
     """
     images = {}
     start = ram[0]
     entry = 0
     symbols = extent = None
     if bios is not None:
-        firmware = images["firmware"] = _image(bios, ram[0])
+        firmware = images["firmware"] = _image("firmware", bios, ram[0])
         start = firmware.entry
         symbols = firmware.symbols
     if kernel is not None:
         at = align_up(firmware.end, _HUGE) if bios is not None else ram[0]
-        image = images["kernel"] = _image(kernel, at)
+        image = images["kernel"] = _image("kernel", kernel, at)
         entry = image.entry
         symbols = symbols or image.symbols
         if initrd is not None:
@@ -156,21 +167,25 @@ def place(
             extent = (at, at + len(initrd))
             images["initrd"] = raw_image(initrd, at)
     elif initrd is not None:
-        raise ValueError("an initrd without a kernel")
+        raise ImageError("initrd", "an initrd without a kernel")
     return Placement(images, start, entry, extent, symbols)
 
 
-def _image(data: bytes, address: int) -> Image:
-    return parse_elf(data) if data.startswith(_MAGIC) else raw_image(data, address)
+def _image(name: str, data: bytes, address: int) -> Image:
+    try:
+        return parse_elf(data) if data.startswith(_MAGIC) else raw_image(data, address)
+    except ValueError as error:
+        raise ImageError(name, str(error)) from None
 
 
 def check_room(ram: tuple[int, int], images: dict[str, Image]) -> None:
-    """Raises ``ValueError`` for what is not inside RAM, or in the way of something else."""
+    """Raises ``ImageError`` for what is not inside RAM, or in the way of something else."""
     for name, image in images.items():
         if image.start < ram[0] or image.end > ram[1]:
-            raise ValueError(
+            raise ImageError(
+                name,
                 f"the {name} ({image.start:#x} to {image.end:#x}) "
-                f"is not inside RAM ({ram[0]:#x} to {ram[1]:#x})"
+                f"is not inside RAM ({ram[0]:#x} to {ram[1]:#x})",
             )
     pieces = sorted(
         (address, address + size, name)
@@ -180,24 +195,42 @@ def check_room(ram: tuple[int, int], images: dict[str, Image]) -> None:
     )
     for (_, end, one), (address, _, other) in itertools.pairwise(pieces):
         if address < end:
-            raise ValueError(
-                f"the {other} at {address:#x} overlaps the {one}, which ends at {end:#x}"
+            raise ImageError(
+                other, f"the {other} at {address:#x} overlaps the {one}, which ends at {end:#x}"
             )
 
 
-def read_firmware(name: str) -> bytes | None:
+def read_image(name: str, path: str | Path, room: int) -> bytes:
+    """The file of the image ``name`` for ``room`` bytes of RAM; raises ``ImageError``.
+
+    An ELF file may be larger than that, but what has no size must end.
+    """
+    try:
+        with open(path, "rb") as file:
+            most = max(room, os.fstat(file.fileno()).st_size)
+            data = file.read(most + 1)
+    except OSError as error:
+        raise ImageError(name, error.strerror or str(error)) from error
+    except MemoryError:
+        raise ImageError(name, "Cannot allocate memory") from None
+    if len(data) > most:
+        raise ImageError(name, f"does not end within the {room} bytes of RAM")
+    return data
+
+
+def read_firmware(name: str, room: int) -> bytes | None:
     """The firmware that QEMU's option ``-bios`` names: a file, "none" or "default".
 
-    Raises ``OSError``, also where there is no default firmware on this system.
+    Raises ``ImageError``, also where there is no default firmware on this system.
     """
     if name == "none":
         return None
     if name != "default":
-        return Path(name).read_bytes()
+        return read_image("firmware", name, room)
     for path in _DEFAULT_FIRMWARE:
         if path.is_file():
-            return path.read_bytes()
-    raise FileNotFoundError(2, "no default firmware; OpenSBI is not installed", str(path))
+            return read_image("firmware", path, room)
+    raise ImageError("firmware", f"no default firmware; OpenSBI is not installed ({path})")
 
 
 def tree_address(ram: tuple[int, int], size: int) -> int:

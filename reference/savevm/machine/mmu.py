@@ -27,6 +27,7 @@ from savevm.machine.csr import (
     MACHINE,
     MPRV,
     MXR,
+    PBMTE,
     STORE_ACCESS,
     STORE_MISALIGNED,
     STORE_PAGE,
@@ -100,6 +101,13 @@ class Mmu(Privileged):
         self.epoch: i64 = -1  # of RAM, as of what the write buffer says
         self.generation: i64 = -1  # of the decoded pages, as of the fetch buffer
 
+    def set_misa(self, misa: i64) -> None:
+        super().set_misa(misa)
+        misa &= self.features.misa
+        if misa != self.pages.misa:
+            self.pages.misa = misa
+            self.pages.flush()
+
     def flush(self) -> None:
         _empty(self.rtlb)
         _empty(self.wtlb)
@@ -162,8 +170,9 @@ class Mmu(Privileged):
                 return self._access_fault(address, access)
             entry = self.ram.data[offset >> 3]
             table = (entry >> 10 & _PPN) << 12
-            # No extension that uses the highest bits is there.
-            if not entry & _VALID or entry & (_R | _W) == _W or entry >> 54:
+            if not entry & _VALID or entry & (_R | _W) == _W:
+                return self._page_fault(address, access)
+            if entry >> 54 and not self._has_type(entry):
                 return self._page_fault(address, access)
             if not entry & (_R | _X):
                 if entry & (_ACCESSED | _DIRTY | _USER):
@@ -205,6 +214,12 @@ class Mmu(Privileged):
                     self._large_last = max(self._large_last, last)
             return table & ~span | address & span
         return self._page_fault(address, access)
+
+    def _has_type(self, entry: i64) -> bool:
+        """Whether the highest bits of an entry are those of a page's memory type."""
+        kind: i64 = entry >> 54
+        leaf = entry & (_R | _X) != 0
+        return leaf and (kind == 0x80 or kind == 0x100) and self.menvcfg & PBMTE != 0
 
     def _page_fault(self, address: i64, access: i64) -> i64:
         self.tval = address

@@ -20,6 +20,7 @@ from savevm.machine.loader import (
     place,
     raw_image,
     read_firmware,
+    read_image,
     tree_address,
 )
 from savevm.machine.memory import Bus, GuestRam
@@ -48,6 +49,7 @@ RUNSTATES: Final = frozenset(
     )
 )
 
+_MEMORY_MAX: Final = 1 << 55  # half of what has physical addresses
 _MROM_BASE: Final = 0x1000
 _MROM_SIZE: Final = 0xF000
 # Hart in a0, device tree in a1, firmware's information in a2, and jump.
@@ -95,6 +97,8 @@ class Spike:
     ) -> None:
         if not 1 <= harts <= HARTS_MAX:
             raise ValueError(f"{harts} harts, not 1 to {HARTS_MAX}")
+        if memory > _MEMORY_MAX:
+            raise OSError(12, f"no addresses for {memory} bytes of RAM")
         self.console = console
         self.listeners: list[Listener] = []
         self.runstate = "prelaunch"
@@ -127,17 +131,17 @@ class Spike:
     ) -> None:
         """Load what the board starts from, as QEMU's options of these names do, and reset it.
 
-        Raises ``OSError`` for a file that cannot be read and ``ValueError`` for a broken one, or
-        one that has no room in RAM.
+        Raises ``ImageError`` for a file that cannot be read, is broken or has no room in RAM.
         """
         if append and kernel is None:
             raise ValueError("a command line without a kernel")
-        ram = (RAM_BASE, RAM_BASE + self.ram.used_length)
+        room = self.ram.used_length
+        ram = (RAM_BASE, RAM_BASE + room)
         placement = place(
             ram,
-            bios=read_firmware(bios),
-            kernel=None if kernel is None else Path(kernel).read_bytes(),
-            initrd=None if initrd is None else Path(initrd).read_bytes(),
+            bios=read_firmware(bios, room),
+            kernel=None if kernel is None else read_image("kernel", kernel, room),
+            initrd=None if initrd is None else read_image("initrd", initrd, room),
         )
         tohost, fromhost = placement.symbols or (TOHOST, FROMHOST)
         self.htif_base = htif = self.htif.place(tohost, fromhost)
@@ -369,4 +373,6 @@ def _isa(features: Features) -> str:
         others.append("sstc")
     if features.svadu:
         others.append("svadu")
+    if features.svpbmt:
+        others.append("svpbmt")
     return f"rv64{single}_" + "_".join(others)

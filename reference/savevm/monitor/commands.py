@@ -1,7 +1,11 @@
 """The commands of QMP."""
 
 import asyncio
+import contextlib
+import errno
 import os
+import stat
+from collections.abc import Iterator
 from typing import Any
 
 from savevm.machine.spike import HARTS_MAX
@@ -197,13 +201,15 @@ async def _human(session: Session, command_line: str, cpu_index: int | None) -> 
 
 @command("pmemsave", val="size", size="size", filename="string")
 async def _save_physical(session: Session, val: int, size: int, filename: str) -> None:
-    with _created(filename) as file:
+    with _created(filename) as fd:
+        at = val
         for address, data in session.emulator.physical(val, size):
-            file.seek(address - val)
-            file.write(data)
+            await _put_zeros(fd, address - at)
+            await _put(fd, data)
+            at = address + len(data)
             await asyncio.sleep(0)
         # What no memory is at reads as zeros.
-        _extend(file, size)
+        await _put_zeros(fd, val + size - at)
 
 
 @command("memsave", val="size", size="size", filename="string", cpu_index="integer?")
@@ -212,31 +218,63 @@ async def _save_virtual(
 ) -> None:
     emulator = session.emulator
     hart = emulator.hart(cpu_index)
-    with _created(filename) as file:
+    with _created(filename) as fd:
         end = val + size
         while val < end:
             piece = min(end - val, 4096 - val % 4096)
             data = emulator.read_virtual(hart, val, piece)
             if data is None:
                 raise CommandError(f"Invalid addr 0x{val:016x}/size {end - val} specified")
-            file.write(data)
+            await _put(fd, data)
             val += piece
             if val & 0xFFFFF == 0:
                 await asyncio.sleep(0)
 
 
-def _created(path: str) -> Any:
+@contextlib.contextmanager
+def _created(path: str) -> Iterator[int]:
+    """A descriptor of the file, empty; nothing waits for who reads a FIFO."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
-        return open(path, "wb")
-    except OSError as error:
-        raise CommandError(f"Could not open '{path}': {error.strerror}") from error
+        fd = os.open(path, flags, 0o666)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise CommandError(f"Could not open '{path}': {why}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
-def _extend(file: Any, size: int) -> None:
-    try:
-        file.truncate(size)
-    except (OSError, OverflowError) as error:
-        raise CommandError(f"writing memory failed: {error}") from error
+async def _put(fd: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:
+            loop = asyncio.get_running_loop()
+            writable = asyncio.Event()
+            loop.add_writer(fd, writable.set)
+            try:
+                await writable.wait()
+            finally:
+                loop.remove_writer(fd)
+
+
+async def _put_zeros(fd: int, count: int) -> None:
+    """As ``_put``; a hole where there can be one."""
+    if count and stat.S_ISREG(os.fstat(fd).st_mode):
+        try:
+            os.ftruncate(fd, os.lseek(fd, count, os.SEEK_CUR))
+        except (OSError, OverflowError) as error:
+            why = getattr(error, "strerror", os.strerror(errno.EFBIG))
+            raise CommandError(f"writing memory failed: {why}") from error
+        return
+    while count:
+        piece = min(count, 1 << 20)
+        await _put(fd, bytes(piece))
+        count -= piece
+        await asyncio.sleep(0)
 
 
 # Descriptors
@@ -304,18 +342,20 @@ def _destination(uri: str | None, channels: list[Any] | None) -> str:
     if channels[0]["channel-type"] != "main":
         raise CommandError("Channel list has no main channel")
     address = channels[0]["addr"]
+    transport = address.get("transport")
+    check(transport, "string", "channels[0].addr.transport")
     members = {
         "socket": {"type": "string", "host": "string?", "port": "string?", "path": "string?"}
         | {"str": "string?"},
         "exec": {"args": "array"},
         "file": {"filename": "string", "offset": "size"},
-    }.get(address.get("transport"))
+    }.get(transport)
     if members is None:
         raise CommandError("Parameter 'channels[0].addr.transport' is none of socket, exec, file")
     checked(address, {"transport": "string", **members}, "channels[0].addr.")
-    if address["transport"] == "file":
+    if transport == "file":
         return f"file:{address['filename']},offset={address['offset']}"
-    if address["transport"] == "exec":
+    if transport == "exec":
         match address["args"]:
             case ["/bin/sh", "-c", str(line)]:
                 return f"exec:{line}"

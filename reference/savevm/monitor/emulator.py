@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from savevm.machine.layouts import RELEASES
@@ -26,6 +27,10 @@ MACHINE: Final = "spike"
 
 # Seconds that a migration has to end with the process.
 _LEAVING: Final = 1.0
+_THREADS_MAX: Final = 1000
+# Seconds until a thread that wants to run says so.  The board gives way for an instant every
+# millisecond, and lets only those in who have.
+_SWITCH: Final = 0.0002
 
 Listener = Callable[[str, dict[str, Any]], None]
 
@@ -213,7 +218,11 @@ class Emulator:
     def reset(self) -> None:
         """Press the reset button."""
         if not self._reboots:
-            self.end("host-qmp-system-reset")
+            if self._shuts_down:
+                self.end("host-qmp-system-reset")
+            else:
+                self._event("SHUTDOWN", {"guest": False, "reason": "host-qmp-system-reset"})
+                self._rest()
             return
         self.board.reset()
         if self.board.runstate not in ("running", "inmigrate", "finish-migrate"):
@@ -244,7 +253,7 @@ class Emulator:
         if self.board.runstate == "postmigrate":
             raise CommandError("Can't migrate the vm that was paused due to previous migration")
         address = migration_address(uri)
-        if address.scheme == "fd" and not address.target.isdigit() and address.target not in fds:
+        if address.scheme == "fd" and address.target not in fds:
             raise CommandError(f"File descriptor named '{address.target}' has not been found")
         self.outgoing = Outgoing(
             self.board,
@@ -275,7 +284,9 @@ class Emulator:
             raise CommandError("'-incoming' was not specified on the command line")
         if self.incoming is not None and self.incoming.status != "failed":
             raise CommandError("The incoming migration has already been started")
-        migration_address(uri)
+        address = migration_address(uri)
+        if address.scheme == "fd" and address.target not in fds and not _inherited(address.target):
+            raise CommandError(f"File descriptor named '{address.target}' has not been found")
         incoming = Incoming(
             self.board,
             self.settings,
@@ -284,6 +295,7 @@ class Emulator:
             autostart=self.autostart,
             fds=fds,
             credentials=self.credentials,
+            warn=lambda line: _say(f"warning: {line}"),
         )
         if self.incoming is not None:
             # It may have waited at the same address.
@@ -354,9 +366,13 @@ class Emulator:
                 self._code = self.board.exit_code or 0
                 self._over.set()
             else:
-                if self.board.running:
-                    self.board.stop()
-                self.board.set_runstate("shutdown")
+                self._rest()
+
+    def _rest(self) -> None:
+        """Stand still until a reset, where others would end."""
+        if self.board.running:
+            self.board.stop()
+        self.board.set_runstate("shutdown")
 
     async def run(self) -> int:
         """Run until something ends it: the process's exit code.
@@ -365,6 +381,9 @@ class Emulator:
         come in from that cannot be used.  Threads that wait for others may be left behind.
         """
         loop = asyncio.get_running_loop()
+        sys.setswitchinterval(_SWITCH)
+        # Who waits in one for a FIFO that nobody opens is not to keep others from migrating.
+        loop.set_default_executor(ThreadPoolExecutor(_THREADS_MAX))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._signalled, number)
         try:
@@ -421,6 +440,14 @@ def _say(words: str) -> None:
     """Tell whoever started the process, if anybody listens still."""
     with contextlib.suppress(OSError):
         print(f"savevm machine: {words}", file=sys.stderr, flush=True)
+
+
+def _inherited(number: str) -> bool:
+    """Whether a descriptor came with the process: those that it opened itself are not to be had."""
+    try:
+        return os.get_inheritable(int(number))
+    except (OSError, ValueError, OverflowError):
+        return False
 
 
 def migration_address(uri: str) -> Address:

@@ -194,6 +194,7 @@ def _cont(human: Human, words: list[str]) -> None:
 
 @_command("quit|q", "", "quit the emulator")
 def _quit(human: Human, words: list[str]) -> None:
+    _arguments(words, "quit", 0)
     human.emulator.end("host-qmp-quit")
 
 
@@ -611,6 +612,7 @@ def _migrate_incoming(human: Human, words: list[str]) -> None:
 
 @_command("migrate_cancel", "", "cancel the current VM migration")
 def _migrate_cancel(human: Human, words: list[str]) -> None:
+    _arguments(words, "migrate_cancel", 0)
     human.emulator.migrate_cancel()
 
 

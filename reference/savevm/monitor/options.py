@@ -58,6 +58,7 @@ class LoaderImage:
 
     path: str
     address: int
+    option: str
 
 
 @dataclass
@@ -212,14 +213,14 @@ def _machine(options: Options, text: str) -> None:
 
 # What a hart can have, and what every one has.
 _LETTERS: Final = "imafdcsu"
-_SWITCHED: Final = ("sstc", "svadu")
+_SWITCHED: Final = ("sstc", "svadu", "svpbmt")
 _ALWAYS: Final = ("i", "zicsr", "zifencei", "counters", "mmu", "pmp", "sv39", "sv48", "sv57")
 
 
 @_option(
     "cpu",
     argument="rv64|max[,feature=on|off...]",
-    summary="""features of the harts: m, a, f, d, c, s, u, sstc, svadu.  What they never have can be
+    summary="""features of the harts: m, a, f, d, c, s, u, sstc, svadu, svpbmt.  What they never have can be
 switched off, as for a QEMU""",
 )
 def _cpu(options: Options, text: str) -> None:
@@ -272,6 +273,11 @@ def _smp(options: Options, text: str) -> None:
         raise OptionError(
             f"Invalid CPU topology: maxcpus ({numbers['maxcpus']}) is below cpus ({options.harts})"
         )
+    most = numbers.get("maxcpus", options.harts)
+    if most % product or (product < most and numbers.keys() >= {"sockets", "cores", "threads"}):
+        raise OptionError(
+            f"Invalid CPU topology: product of the hierarchy ({product}) must match maxcpus ({most})"
+        )
     if options.harts > _HARTS_MAX:
         raise OptionError(
             f"Invalid SMP CPUs {options.harts}. The max CPUs supported by machine 'spike' is "
@@ -313,7 +319,7 @@ def _device(options: Options, text: str) -> None:
     address = parse_size(given.get("addr", ""))
     if "file" not in given or address is None:
         raise OptionError("a loader needs 'file' and 'addr'")
-    options.images.append(LoaderImage(given["file"], address))
+    options.images.append(LoaderImage(given["file"], address, f"-device {text}"))
 
 
 @_option(

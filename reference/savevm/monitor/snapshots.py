@@ -109,7 +109,7 @@ def restore(emulator: "Emulator", tag: str) -> None:
     if running:
         board.resume()
     else:
-        board.set_runstate(before if before != "prelaunch" else "paused")
+        board.set_runstate(before)
 
 
 def delete(emulator: "Emulator", tag: str) -> None:
