@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping, MutableMapping
+from collections.abc import Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, Final
 
 from savevm.channel import Channel, ChannelError, End
@@ -20,7 +20,16 @@ from savevm.migration.settings import Settings
 from savevm.migration.wires import Patience, both_ways, credentials_of, in_thread, part, words
 from savevm.savevm import Loader, LoadError, descriptor
 from savevm.stream.events import Command
-from savevm.transport import Address, Credentials, Listening, Transport, listen, open_input
+from savevm.transport import (
+    Address,
+    Credentials,
+    Listening,
+    Tls,
+    TlsError,
+    Transport,
+    listen,
+    open_input,
+)
 from savevm_spec.constants import (
     CMD_OPEN_RETURN_PATH,
     CMD_PING,
@@ -37,6 +46,9 @@ __all__ = ["Incoming"]
 _DESCRIPTION: Final = 1.0
 _DRAINED: Final = 0.2
 _FAREWELL: Final = 5.0
+# Seconds for who connects to say what for, and how many may be about to.
+_GREETING: Final = 30.0
+_SILENT: Final = 64
 _QUESTION: Final = question(0)[: QUESTION - 4]
 
 
@@ -44,9 +56,10 @@ class Incoming:
     """Where ``board`` comes in: ``open`` an address, then ``run``, again after a failure.
 
     ``receive`` gives an ``Arrival`` for each attempt.  ``autostart``, which may be changed on the way:
-    the machine runs if it ran when it was saved.  ``status`` is QEMU's word, ``error`` what went wrong, for people, and ``cause`` the
-    ``StreamError`` or ``ChannelError`` behind it.  ``address`` is where it listens, ``release`` whose
-    layouts came in, ``warnings`` are lines for people.
+    the machine runs if it ran when it was saved.  ``warn`` is told of those who connect and are turned
+    away for what they do with TLS.  ``status`` is QEMU's word, ``error`` what went wrong, for people,
+    and ``cause`` the ``StreamError`` or ``ChannelError`` behind it.  ``address`` is where it listens,
+    ``release`` whose layouts came in, ``warnings`` are lines for people.
     """
 
     def __init__(
@@ -59,6 +72,7 @@ class Incoming:
         autostart: bool = True,
         fds: MutableMapping[str, int] | None = None,
         credentials: Mapping[str, Credentials] | None = None,
+        warn: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.status = "none"
         self.error = ""
@@ -73,8 +87,11 @@ class Incoming:
         self.autostart = autostart
         self._fds: Final = fds
         self._credentials: Final = credentials or {}
+        self._warn: Final = warn
         self._listening: Listening | None = None
         self._guests: Final[set[asyncio.Task[None]]] = set()
+        # Those that have not said what for, who came first at first.
+        self._silent: Final[dict[asyncio.Task[None], None]] = {}
         self._streams: Final[asyncio.Queue[tuple[Transport, Channel]]] = asyncio.Queue(1)
         # Set while no stream is being loaded.
         self._idle: Final = asyncio.Event()
@@ -92,7 +109,7 @@ class Incoming:
         told: dict[str, Any] = {"status": self.status}
         if self.status == "failed":
             told["error-desc"] = self.error
-        place = self.address
+        place = self.address if self.status in ("setup", "active") else None
         if place is not None and place.scheme == "tcp":
             where = {"type": "inet", "host": place.target, "port": str(place.port)}
             told["socket-address"] = [where]
@@ -109,7 +126,8 @@ class Incoming:
         if place.scheme in ("tcp", "unix"):
             self._listening = listen(place, tls=tls)
             place = self._listening.address
-            self._attend(self._listening)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._listening.fileno(), self._admit, self._listening)
         self.address = place
         if self._board.runstate != "inmigrate":
             self._board.set_runstate("inmigrate")
@@ -131,48 +149,48 @@ class Incoming:
             self._listening.close()
             self._listening = None
 
-    def _attend(self, listening: Listening) -> None:
-        """Have the next one in who connects."""
-        loop = asyncio.get_running_loop()
-
-        def knock() -> None:
-            loop.remove_reader(listening.fileno())
-            self._spawn(self._admit(listening))
-
-        loop.add_reader(listening.fileno(), knock)
-
-    async def _admit(self, listening: Listening) -> None:
+    def _admit(self, listening: Listening) -> None:
+        """Have in who connects; who has been silent for longest makes room."""
+        full = len(self._silent) >= _SILENT
         try:
-            transport = await in_thread(lambda: listening.accept(timeout=0, blocking=False))
-        except OSError:
-            # Gone again, or without TLS where it is wanted.
-            return
-        finally:
-            if self._listening is listening:
-                self._attend(listening)
-        await self._greet(transport)
+            transport = listening.admit()
+        except OSError as error:
+            # Gone again, else there are no descriptors.
+            full = not isinstance(error, BlockingIOError)
+        else:
+            guest = self._spawn(self._greet(transport))
+            self._silent[guest] = None
+            guest.add_done_callback(lambda guest: self._silent.pop(guest, None))
+        if full and self._silent:
+            oldest = next(iter(self._silent))
+            del self._silent[oldest]
+            oldest.cancel()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         guest = asyncio.create_task(work)
         self._guests.add(guest)
         guest.add_done_callback(self._guests.discard)
+        return guest
 
     async def _greet(self, transport: Transport) -> None:
         """Answer a question; anything else is the stream that is waited for, if one is."""
         kept = False
         try:
             channel = Channel(transport, blocking=False)
-            while True:
-                begin = channel.peek(QUESTION)
-                asks = begin[: QUESTION - 4] == _QUESTION[: len(begin)]
-                if not asks or len(begin) == QUESTION or channel.end is not End.OPEN:
-                    break
-                await descriptor(channel, writing=False)
-            if asks and len(begin) == QUESTION:
+            async with asyncio.timeout(_GREETING):
+                begin = await _beginning(transport, channel)
+            guest = asyncio.current_task()
+            assert guest is not None
+            self._silent.pop(guest, None)
+            if len(begin) == QUESTION and begin.startswith(_QUESTION):
                 await self._answer(transport, int.from_bytes(begin[-4:], "big"))
             elif begin and self.status in ("setup", "failed") and not self._streams.full():
                 self._streams.put_nowait((transport, channel))
                 kept = True
+        except TlsError as error:
+            self._warn(words(error))
+        except TimeoutError:
+            pass
         finally:
             if not kept:
                 await part(transport)
@@ -358,6 +376,22 @@ class _Answers:
         if self.opened and self._channel is not None:
             self._channel.write(message(kind, value))
             self._channel.flush()
+
+
+async def _beginning(transport: Transport, channel: Channel) -> bytes:
+    """As many bytes as a question has, fewer where they cannot become one; raises ``TlsError``."""
+    while isinstance(transport, Tls):
+        try:
+            transport.secure()
+            break
+        except BlockingIOError:
+            await descriptor(channel, writing=False)
+    while True:
+        begin = channel.peek(QUESTION)
+        asks = begin[: QUESTION - 4] == _QUESTION[: len(begin)]
+        if not asks or len(begin) == QUESTION or channel.end is not End.OPEN:
+            return begin
+        await descriptor(channel, writing=False)
 
 
 async def _ended(transport: Transport) -> None:

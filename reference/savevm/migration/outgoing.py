@@ -124,6 +124,9 @@ class Outgoing:
         self._saver: Saver | None = None
         self._ram: RamSaver | None = None
         self._ram_size = 0
+        # The rounds, and what was left when the last one began, in bytes.
+        self._passes = 1
+        self._left = 0
         self._meter = _Meter()
         self._began = 0.0
         self._setup = 0.0
@@ -150,6 +153,7 @@ class Outgoing:
             told["downtime"] = _ms(end - stopped) if stopped is not None else 0
         else:
             told["expected-downtime"] = _ms(self._expected)
+            told["remaining"] = self._left
         return told | {"ram": self._ram_statistics()}
 
     def _ram_statistics(self) -> dict[str, Any]:
@@ -158,17 +162,20 @@ class Outgoing:
         assert ram is not None
         sent = saver.channel.position
         page = int(ram.page_size)
+        bandwidth = meter.bandwidth
+        if self.status == "completed" and self._ended_at is not None:
+            bandwidth = sent / max(self._ended_at - self._began - self._setup, 1e-3)
         return {
             "total": self._ram_size,
             "postcopy-requests": 0,
-            "dirty-sync-count": ram.rounds + (self.status == "completed"),
+            "dirty-sync-count": self._passes,
             "multifd-bytes": 0,
             "pages-per-second": int(meter.pages),
             "downtime-bytes": sent - meter.precopy if meter.precopy else 0,
             "page-size": page,
-            "remaining": 0 if self.status == "completed" else saver.left,
+            "remaining": 0 if saver.whole is not None else saver.left,
             "postcopy-bytes": 0,
-            "mbps": meter.bandwidth * 8 / 1e6,
+            "mbps": bandwidth * 8 / 1e6,
             "transferred": sent,
             "dirty-sync-missed-zero-copy": 0,
             "precopy-bytes": meter.precopy or sent,
@@ -359,7 +366,7 @@ class Outgoing:
         meter = self._meter
         meter.start(saver.channel, ram)
         self._expected = self._settings.downtime_limit
-        before = self._ram_size
+        self._left = self._ram_size
         round_began = time.monotonic()
         patience = Patience(saver.channel.fileno(), writing=True)
         while True:
@@ -371,7 +378,8 @@ class Outgoing:
             meter.look(saver.channel, ram)
             if not ram.over:
                 continue
-            left = saver.left
+            before, self._left = self._left, saver.left
+            left = self._left
             now = time.monotonic()
             meter.dirtied = left / int(ram.page_size) / max(now - round_began, 1e-3)
             round_began = now
@@ -379,11 +387,11 @@ class Outgoing:
             bandwidth = self._settings.parameters["avail-switchover-bandwidth"] or meter.bandwidth
             if bandwidth:
                 self._expected = left / bandwidth
+            self._passes += 1
             if self._settings.capabilities["events"]:
-                emit(self._board, "MIGRATION_PASS", **{"pass": ram.rounds + 1})
+                emit(self._board, "MIGRATION_PASS", **{"pass": self._passes})
             # Rounds that still get much shorter make the time shorter that the machine stands still.
             pays = left > _LITTLE and 2 * left <= before
-            before = left
             long = self._expected > self._settings.downtime_limit if bandwidth else left > 0
             if long or pays:
                 continue

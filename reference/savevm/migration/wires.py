@@ -1,6 +1,11 @@
 """Opening and closing transports without holding up the event loop."""
 
 import asyncio
+
+# What Python would import with the first thread, when there may be no descriptors any more, and when a
+# host is first looked up: beside a machine that runs, each system call of a thread waits for a turn.
+import concurrent.futures.thread  # noqa: F401
+import encodings.idna  # noqa: F401
 import select
 import time
 from collections.abc import Callable, Mapping, MutableMapping

@@ -71,6 +71,17 @@ class Listening:
             blocking=blocking,
         )
 
+    def admit(self) -> Transport:
+        """As ``accept``, but nothing is waited for: with TLS, ``Tls.secure`` is still to be called."""
+        return over(
+            self._listener.accept(0),
+            self.address,
+            self._tls,
+            server=True,
+            blocking=False,
+            handshake=False,
+        )
+
     def close(self) -> None:
         """Listen no more; what was accepted stays."""
         self._listener.close()

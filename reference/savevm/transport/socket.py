@@ -16,7 +16,7 @@ from savevm.transport.fd import HELD, Descriptor
 
 __all__ = ["Listener", "Socket", "adopt", "connect", "leave", "tune"]
 
-BACKLOG: Final = 16
+BACKLOG: Final = 128
 # Seconds between two attempts to connect.
 PAUSE: Final = 0.01
 # The most that is looked at, in bytes, to close without a reset.

@@ -145,8 +145,6 @@ def _alert(error: ssl.SSLError) -> str:
 def _explain(error: OSError, *, server: bool, hostname: str) -> str:
     """What is wrong with a peer with which a handshake failed."""
     peer = "client" if server else "server"
-    if isinstance(error, BlockingIOError):
-        return f"no TLS handshake in time: the {peer} may not speak TLS"
     if isinstance(error, ssl.SSLCertVerificationError):
         code = error.verify_code
         if code == EXPIRED:
@@ -205,6 +203,7 @@ class Tls(Transport):
         self._tls: Final = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server, server_hostname=hostname or None
         )
+        self._hostname: Final = hostname
         # For whom to wait, as a deadline: None is for ever.
         self._patience: Final = None if blocking else 0.0
         self._unsent = memoryview(b"")
@@ -247,8 +246,21 @@ class Tls(Transport):
                 self._incoming.write_eof()
             return
 
-    def shake_hands(self, deadline: float) -> None:
-        """Be secured; raises ``OSError``, ``BlockingIOError`` at the deadline."""
+    def secure(self, deadline: float = 0.0) -> None:
+        """Shake hands, or go on with it.
+
+        Raises ``BlockingIOError`` at the deadline, which leaves it to be gone on with, and ``TlsError``.
+        """
+        try:
+            self._shake_hands(deadline)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self._written = True
+            self.reason = _explain(error, server=self._tls.server_side, hostname=self._hostname)
+            raise TlsError(errno.EPROTO, self.reason, self.name) from error
+
+    def _shake_hands(self, deadline: float) -> None:
         while True:
             try:
                 self._tls.do_handshake()
@@ -416,31 +428,42 @@ def over(
     server: bool,
     timeout: float | None = None,
     blocking: bool = True,
+    handshake: bool = True,
 ) -> Transport:
     """Operations on ``connection``, secured with the credentials, where there are any.
 
     The connection is then theirs; it is closed on failure.  ``timeout`` in seconds, for the
-    handshake, None for 30.  Raises ``TlsError``, and ``OSError`` for credentials that cannot be read.
+    handshake, None for 30; without ``handshake`` that is left to ``Tls.secure``.  Raises
+    ``TlsError``, and ``OSError`` for credentials that cannot be read.
     """
     if credentials is None:
         return Socket(connection, str(address), blocking=blocking)
     try:
-        return _secured(
-            connection, address, credentials, server=server, timeout=timeout, blocking=blocking
-        )
+        secured = _wrapped(connection, address, credentials, server=server, blocking=blocking)
+        if handshake:
+            _secure(secured, HANDSHAKE if timeout is None else timeout, server=server)
+        return secured
     except BaseException:
         leave(connection)
         connection.close()
         raise
 
 
-def _secured(
+def _secure(secured: Tls, timeout: float, *, server: bool) -> None:
+    try:
+        secured.secure(time.monotonic() + timeout)
+    except BlockingIOError as error:
+        peer = "client" if server else "server"
+        why = f"no TLS handshake in time: the {peer} may not speak TLS"
+        raise TlsError(errno.EPROTO, why, secured.name) from error
+
+
+def _wrapped(
     connection: socket.socket,
     address: Address,
     credentials: Credentials,
     *,
     server: bool,
-    timeout: float | None,
     blocking: bool,
 ) -> Tls:
     name = str(address)
@@ -450,14 +473,6 @@ def _secured(
     if context.check_hostname and not hostname:
         raise TlsError(errno.EINVAL, "no host name to verify the server's certificate by", name)
     try:
-        secured = Tls(
-            connection, context, name, server=server, hostname=hostname, blocking=blocking
-        )
+        return Tls(connection, context, name, server=server, hostname=hostname, blocking=blocking)
     except ValueError as error:
         raise TlsError(errno.EINVAL, f"bad host name {hostname!r}: {error}", name) from error
-    try:
-        secured.shake_hands(time.monotonic() + (HANDSHAKE if timeout is None else timeout))
-    except OSError as error:
-        why = _explain(error, server=server, hostname=hostname)
-        raise TlsError(errno.EPROTO, why, name) from error
-    return secured
