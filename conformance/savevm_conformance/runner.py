@@ -1,207 +1,254 @@
-"""Runs targets on vectors and on whole streams, each case in a process that may fail alone."""
+"""Runs targets on vectors and on whole streams, each through its adapter, several at a time."""
 
+import contextlib
 import hashlib
 import json
 import lzma
-import multiprocessing
+import queue
+import tempfile
+import threading
 import time
-import tomllib
-import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final
 
-from savevm_conformance.adapters import OURS, Adapter, load
-from savevm_conformance.transcripts import difference, digest, opaque
+from savevm_conformance.cases import Case
+from savevm_conformance.judge import Judgement, judge, judge_writing, judge_written, said
+from savevm_conformance.known import Known
+from savevm_conformance.protocol.client import Adapter, AdapterError
+from savevm_conformance.results import OUTCOMES, Outcome, Result, StreamResult, Target
+from savevm_conformance.targets import command_of
+from savevm_conformance.transcripts import difference, opaque, sections
 
-Outcome = Literal["pass", "fail", "error", "crash", "timeout"]
-VERDICTS = ("accept", "reject", "either")
-CASE_SECONDS = 20.0
-STREAM_SECONDS = 600.0
+__all__ = [
+    "CASE_SECONDS",
+    "MEMORY",
+    "STREAM_SECONDS",
+    "Crew",
+    "Limits",
+    "introduce",
+    "pairs",
+    "run_case",
+    "run_cases",
+    "run_streams",
+    "stream_files",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A vector on disk.  ``expect`` is what ``expect.json`` holds."""
-
-    id: str
-    area: str
-    verdict: str
-    description: str
-    rules: tuple[str, ...]
-    directory: Path
-    expect: dict[str, Any]
-
-    @property
-    def stream(self) -> Path:
-        """The file with the bytes."""
-        return self.directory / "stream.bin"
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What became of one target on one vector; ``expected`` and ``got`` are for people."""
-
-    target: str
-    case: str
-    area: str
-    verdict: str
-    outcome: Outcome
-    expected: str
-    got: str
-    seconds: float
+CASE_SECONDS: Final = 20.0
+STREAM_SECONDS: Final = 600.0
+MEMORY: Final = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class StreamResult:
-    """What became of all targets on one stream; ``problems`` is empty when it passed."""
+class Limits:
+    """Of one case: seconds, and bytes of memory for an adapter with its children."""
 
-    file: str
-    outcome: Outcome
-    problems: tuple[str, ...]
-    opaque: dict[str, int]
-    seconds: float
+    seconds: float = CASE_SECONDS
+    memory: int = MEMORY
 
 
-@dataclass(slots=True)
-class Report:
-    """All results of a run."""
-
-    targets: tuple[str, ...]
-    results: list[Result] = field(default_factory=list)
-    streams: list[StreamResult] = field(default_factory=list)
-
-    @property
-    def failures(self) -> int:
-        """How many results are anything but a pass."""
-        outcomes = [result.outcome for result in self.results]
-        outcomes += [stream.outcome for stream in self.streams]
-        return sum(outcome != "pass" for outcome in outcomes)
-
-    def lines(self) -> Iterator[str]:
-        """The report as JSON lines: ``kind`` is "vector", "stream" or, last, "verdict"."""
-        for result in self.results:
-            yield json.dumps({"kind": "vector", **asdict(result)})
-        for stream in self.streams:
-            yield json.dumps({"kind": "stream", **asdict(stream)})
-        yield json.dumps(
-            {
-                "kind": "verdict",
-                "targets": self.targets,
-                "vectors": len(self.results),
-                "streams": len(self.streams),
-                "failures": self.failures,
-            }
-        )
-
-
-def cases(
-    directory: Path, areas: Iterable[str] = (), rules: Iterable[str] = ()
-) -> tuple[Case, ...]:
-    """The vectors under ``directory``, by id; only those of ``areas`` and ``rules`` if any.
+def introduce(target: str) -> Target:
+    """A target, as its adapter introduces itself.
 
     Raises:
-        OSError, KeyError, ValueError: a vector is not whole.
+        ValueError: there is no such target, or its adapter does not start.
     """
-    wanted_areas, wanted_rules = set(areas), set(rules)
-    found = []
-    for path in sorted(directory.glob("*/*/*/case.toml")):
-        area, verdict = path.parts[-4], path.parts[-3]
-        if verdict not in VERDICTS or (wanted_areas and area not in wanted_areas):
-            continue
-        entry = tomllib.loads(path.read_text("utf-8"))
-        if wanted_rules and not wanted_rules.intersection(entry["rules"]):
-            continue
-        found.append(
-            Case(
-                id=entry["id"],
-                area=area,
-                verdict=verdict,
-                description=entry["description"],
-                rules=tuple(entry["rules"]),
-                directory=path.parent,
-                expect=json.loads((path.parent / "expect.json").read_text("utf-8")),
-            )
-        )
-    return tuple(found)
-
-
-# Judging
-
-
-def _said(verdict: dict[str, Any]) -> str:
-    """A verdict (as in ``expect.json``, or as a target gave it) in one line."""
-    if verdict["verdict"] == "reject":
-        section = f" in {verdict['section']!r}" if verdict["section"] is not None else ""
-        return f"reject {verdict['rule']} at {verdict['offset']}{section} ({verdict['errno']})"
-    findings = [f"{f['rule']} at {f['offset']}" for f in verdict["findings"]]
-    rebuild = "" if verdict["rebuild"] is True else f", rebuilt: {verdict['rebuild']}"
-    return (
-        f"accept {verdict['dialect']}, digest {verdict['digest'][:16]}{rebuild}"
-        f"{', findings: ' if findings else ''}{', '.join(findings)}"
+    adapter = Adapter(command_of(target), seconds=CASE_SECONDS)
+    try:
+        hello = adapter.hello()
+    except AdapterError as error:
+        raise ValueError(f"{target}: {error}") from error
+    finally:
+        adapter.bye()
+    who = hello["implementation"]
+    return Target(
+        target,
+        who["name"],
+        who["version"],
+        who.get("url"),
+        tuple(hello["roles"]),
+        tuple(hello.get("features", ())),
+        tuple(hello.get("says", ())),
     )
 
 
-def judge(target: str, case: Case, got: dict[str, Any]) -> Outcome:
-    """Whether a target's verdict is the expected one.
+class Crew:
+    """The adapters of one thread, by target; each is started when it is first needed.
 
-    On ``either`` vectors our own targets follow the rules, and everybody else may do both.
+    They write into ``directory``.
     """
-    expect = case.expect
-    if expect["verdict"] == "either":
-        if target not in OURS:
-            return "pass"
-        expect = expect["savevm"]
-    same = expect["verdict"] == got["verdict"] and all(
-        expect[key] == got[key]
-        for key in expect
-        if key in ("rule", "offset", "section", "errno", "dialect", "findings", "digest", "rebuild")
+
+    def __init__(self, limits: Limits, directory: Path) -> None:
+        self.directory: Final = directory
+        self._limits: Final = limits
+        self._adapters: dict[str, Adapter] = {}
+        self._stopped = False
+
+    def ask(self, target: str, message: dict[str, Any]) -> dict[str, Any]:
+        """The reply of a target; that an adapter failed is an outcome, too."""
+        if self._stopped:
+            raise InterruptedError
+        if target not in self._adapters:
+            argv, limits = command_of(target), self._limits
+            self._adapters[target] = Adapter(argv, seconds=limits.seconds, memory=limits.memory)
+        try:
+            return self._adapters[target].case(message)
+        except AdapterError as error:
+            return {"id": message["id"], "outcome": error.outcome, "why": str(error)}
+
+    def dismiss(self) -> None:
+        """End them all."""
+        for adapter in self._adapters.values():
+            adapter.bye()
+
+    def stop(self) -> None:
+        """End them at once, from another thread."""
+        self._stopped = True
+        for adapter in list(self._adapters.values()):
+            adapter.interrupt()
+
+
+# What a thread does with its crew.
+_Task = Callable[[Crew], Any]
+
+
+def _work_off(tasks: Sequence[_Task], jobs: int, limits: Limits) -> Iterator[Any]:
+    """What the tasks give, done by ``jobs`` threads, in order of completion."""
+    waiting: queue.SimpleQueue[_Task] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+
+    def work(crew: Crew) -> None:
+        try:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    done.put(waiting.get_nowait()(crew))
+        except BaseException as error:
+            done.put(error)
+        finally:
+            crew.dismiss()
+
+    with ExitStack() as stack:
+        crews = []
+        for _ in range(min(jobs, len(tasks))):
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="savevm-"))
+            crews.append(Crew(limits, Path(directory)))
+        threads = [threading.Thread(target=work, args=(crew,), daemon=True) for crew in crews]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in tasks:
+                result = done.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        except BaseException:
+            # Whoever has seen enough, or was interrupted, does not wait for a case to end.
+            while running := [thread for thread in threads if thread.is_alive()]:
+                for crew in crews:
+                    crew.stop()
+                running[0].join(0.1)
+            raise
+        for thread in threads:
+            thread.join()
+
+
+# Vectors
+
+
+def pairs(
+    targets: Sequence[Target], cases: Sequence[Case], role: str | None
+) -> list[tuple[Target, Case, str]]:
+    """What is to be run: every target in each of its roles, or only in one, on the cases for it."""
+    return [
+        (target, case, each)
+        for case in cases
+        for target in targets
+        for each in case.roles
+        if each in target.roles and role in (None, each)
+    ]
+
+
+def run_cases(
+    work: Sequence[tuple[Target, Case, str]],
+    known: dict[str, list[Known]],
+    *,
+    jobs: int = 1,
+    limits: Limits = Limits(),
+) -> Generator[Result, None, None]:
+    """Run what `pairs` gives, in order of completion; ``known`` are known failures by target."""
+
+    def task(target: Target, case: Case, role: str) -> _Task:
+        return lambda crew: run_case(crew, target, case, role, known.get(target.target, []))
+
+    yield from _work_off([task(*each) for each in work], jobs, limits)
+
+
+def run_case(
+    crew: Crew, target: Target, case: Case, role: str, known: Sequence[Known] = ()
+) -> Result:
+    """Run a target on a case in a role; ``known`` are its known failures."""
+    began = time.monotonic()
+    # Who loads into a machine, or writes its state, has what the machine has.
+    features = set(target.features) if case.machine is None or role == "reader" else case.requires
+    lacks = sorted(case.requires - features)
+    if lacks:
+        judgement = Judgement("skip", said(case.expect), f"it does not know {', '.join(lacks)}")
+    elif role in ("reader", "loader"):
+        reply = crew.ask(target.target, _message(case, role) | {"stream": str(case.stream)})
+        judgement = judge(case, role, target, reply)
+    else:
+        judgement = _written(crew, target, case, role)
+    covered = [entry for entry in known if entry.covers(case.id, role)]
+    failed = judgement.outcome not in ("pass", "skip")
+    reasons = [entry.why for entry in covered if entry.expects(judgement.outcome)]
+    return Result(
+        target=target.target,
+        case=case.id,
+        area=case.area,
+        verdict=case.verdict,
+        role=role,
+        rules=case.rules,
+        outcome=judgement.outcome,
+        expected=judgement.expected,
+        got=judgement.got,
+        detail=judgement.detail,
+        known=reasons[0] if failed and reasons else None,
+        unexpected=judgement.outcome == "pass" and bool(covered),
+        seconds=round(time.monotonic() - began, 4),
     )
-    return "pass" if same else "fail"
 
 
-def verdict_of(adapter: Adapter, data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an adapter makes of ``data``: its verdict and its transcript."""
-    transcript = adapter.transcribe(data)
-    error = transcript["error"]
-    if error is not None:
-        keys = ("rule", "offset", "section", "errno")
-        return {"verdict": "reject", **{key: error[key] for key in keys}}, transcript
-    rebuilt = adapter.rebuild(data)
-    return {
-        "verdict": "accept",
-        "dialect": transcript["dialect"],
-        "findings": transcript["findings"],
-        "digest": digest(transcript),
-        "rebuild": True if rebuilt == data else _first_difference(data, rebuilt),
-    }, transcript
+def _message(case: Case, role: str) -> dict[str, Any]:
+    return {"id": case.id, "role": role} | ({"machine": case.machine} if case.machine else {})
 
 
-def _first_difference(data: bytes, rebuilt: bytes) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(data, rebuilt, strict=False)) if a != b),
-        min(len(data), len(rebuilt)),
-    )
-    return f"differs from byte {at} ({len(rebuilt)} bytes for {len(data)})"
+def _written(crew: Crew, target: Target, case: Case, role: str) -> Judgement:
+    output, transcript = crew.directory / "written.bin", crew.directory / "transcript.json"
+    for path in (output, transcript):
+        path.unlink(missing_ok=True)
+    given = {"state": str(case.state)} if role == "writer" else {"stream": str(case.stream)}
+    reply = crew.ask(target.target, _message(case, role) | given | {"output": str(output)})
+    if (refusal := judge_writing(case, reply)) is not None:
+        return refusal
+    if not output.is_file():
+        return Judgement("fail", "written", "nothing was written")
+    # What was written is read by the grammar, which is nobody's implementation.
+    message = {"id": case.id, "role": "reader", "stream": str(output), "explain": str(transcript)}
+    reading = crew.ask("spec", message)
+    found = sections(json.loads(transcript.read_text("utf-8"))) if transcript.is_file() else []
+    return judge_written(case, reading, found)
 
 
-# Work, in a process of its own
-
-_adapters: dict[str, Adapter] = {}
+# Whole streams
 
 
-def _adapter(target: str) -> Adapter:
-    if target not in _adapters:
-        _adapters[target] = load(target)
-    return _adapters[target]
-
-
-def _on_vector(target: str, path: Path) -> dict[str, Any]:
-    return verdict_of(_adapter(target), path.read_bytes())[0]
+def stream_files(directory: Path) -> tuple[Path, ...]:
+    """The streams in a directory: ``*.bin`` and ``*.bin.xz``, by name."""
+    return tuple(sorted([*directory.glob("*.bin"), *directory.glob("*.bin.xz")]))
 
 
 def read_stream(path: Path) -> bytes:
@@ -210,192 +257,61 @@ def read_stream(path: Path) -> bytes:
     return lzma.decompress(data) if path.suffix == ".xz" else data
 
 
-def _on_stream(targets: Sequence[str], path: Path) -> dict[str, Any]:
-    """All targets on one stream: every one accepts and rebuilds it, and all say the same."""
-    data = read_stream(path)
-    problems: list[str] = []
-    first: tuple[str, dict[str, Any]] | None = None
-    bodies: dict[str, int] = {}
-    for target in targets:
-        verdict, transcript = verdict_of(_adapter(target), data)
-        if verdict["verdict"] != "accept":
-            problems.append(f"{target}: {_said(verdict)}")
-        elif verdict["rebuild"] is not True:
-            problems.append(f"{target}: rebuilt: {verdict['rebuild']}")
-        if first is None:
-            first, bodies = (target, transcript), opaque(transcript)
-        elif digest(first[1]) != digest(transcript):
-            where = difference(first[1], transcript)
-            problems.append(f"{first[0]} and {target} differ: {where}")
-    return {"problems": problems, "opaque": bodies}
-
-
-Work = Callable[..., dict[str, Any]]
-
-
-def _serve(pipe: Connection) -> None:
-    while True:
-        try:
-            work, arguments = pipe.recv()
-        except EOFError:
-            return
-        try:
-            reply = {"reply": work(*arguments)}
-        except KeyboardInterrupt:
-            return
-        except BaseException:
-            reply = {"error": traceback.format_exc(limit=-6).strip()}
-        pipe.send(reply)
-
-
-@dataclass(slots=True)
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
-    task: int | None = None
-    began: float = 0.0
-
-    def stop(self) -> None:
-        self.pipe.close()
-        self.process.kill()
-        self.process.join()
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The end of one task: ``outcome`` "pass" means that there is a reply, whatever it says."""
-
-    task: int
-    outcome: Outcome
-    reply: dict[str, Any]
-    detail: str
-    seconds: float
-
-
-def work_off(
-    tasks: Sequence[tuple[Work, tuple[Any, ...]]], jobs: int, seconds: float
-) -> Iterator[Done]:
-    """Do ``tasks`` in ``jobs`` processes, each task within ``seconds``; in order of completion."""
-    context = multiprocessing.get_context("spawn")
-    queue = deque(range(len(tasks)))
-    workers: list[_Worker] = []
-
-    def hire() -> _Worker:
-        here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(there,), daemon=True)
-        process.start()
-        there.close()
-        return _Worker(process, here)
-
-    def give(worker: _Worker) -> None:
-        worker.task = queue.popleft()
-        worker.began = time.monotonic()
-        worker.pipe.send(tasks[worker.task])
-
-    try:
-        for _ in range(min(jobs, len(tasks))):
-            workers.append(hire())
-            give(workers[-1])
-        while workers:
-            ready = wait([worker.pipe for worker in workers], timeout=0.1)
-            for worker in list(workers):
-                done = _progress(worker, worker.pipe in ready, seconds)
-                if done is None:
-                    continue
-                yield done
-                if done.outcome in ("crash", "timeout"):
-                    worker.stop()
-                    workers.remove(worker)
-                    if queue:
-                        workers.append(hire())
-                        give(workers[-1])
-                elif queue:
-                    give(worker)
-                else:
-                    worker.stop()
-                    workers.remove(worker)
-    finally:
-        for worker in workers:
-            worker.stop()
-
-
-def _progress(worker: _Worker, ready: bool, seconds: float) -> Done | None:
-    assert worker.task is not None
-    spent = time.monotonic() - worker.began
-    if ready:
-        try:
-            message = worker.pipe.recv()
-        except (EOFError, OSError):
-            worker.process.join(1)
-            detail = f"the process ended with status {worker.process.exitcode}"
-            return Done(worker.task, "crash", {}, detail, spent)
-        if "error" in message:
-            return Done(worker.task, "error", {}, message["error"], spent)
-        return Done(worker.task, "pass", message["reply"], "", spent)
-    if spent > seconds:
-        return Done(worker.task, "timeout", {}, f"no answer within {seconds:g} s", spent)
-    return None
-
-
-# Runs
-
-
-def run_vectors(
-    targets: Sequence[str],
-    vectors: Sequence[Case],
-    *,
-    jobs: int = 1,
-    seconds: float = CASE_SECONDS,
-) -> Iterator[Result]:
-    """Every target on every vector, in order of completion."""
-    pairs = [(target, case) for case in vectors for target in targets]
-    tasks: list[tuple[Work, tuple[Any, ...]]] = [
-        (_on_vector, (target, case.stream)) for target, case in pairs
-    ]
-    for done in work_off(tasks, jobs, seconds):
-        target, case = pairs[done.task]
-        expect = case.expect["savevm"] if case.verdict == "either" else case.expect
-        answered = done.outcome == "pass"
-        yield Result(
-            target=target,
-            case=case.id,
-            area=case.area,
-            verdict=case.verdict,
-            outcome=judge(target, case, done.reply) if answered else done.outcome,
-            expected=_said(expect),
-            got=_said(done.reply) if answered else done.detail,
-            seconds=done.seconds,
-        )
-
-
-def stream_files(directory: Path) -> tuple[Path, ...]:
-    """The streams in a directory: ``*.bin`` and ``*.bin.xz``, by name."""
-    return tuple(sorted([*directory.glob("*.bin"), *directory.glob("*.bin.xz")]))
-
-
 def run_streams(
-    targets: Sequence[str],
+    targets: Sequence[Target],
     files: Sequence[Path],
     *,
     jobs: int = 1,
-    seconds: float = STREAM_SECONDS,
-) -> Iterator[StreamResult]:
-    """All targets on every stream, in order of completion."""
-    tasks: list[tuple[Work, tuple[Any, ...]]] = [
-        (_on_stream, (tuple(targets), path)) for path in files
-    ]
-    for done in work_off(tasks, jobs, seconds):
-        problems = tuple(done.reply["problems"]) if done.outcome == "pass" else (done.detail,)
-        outcome: Outcome = "fail" if done.outcome == "pass" and problems else done.outcome
-        yield StreamResult(
-            file=files[done.task].name,
-            outcome=outcome,
-            problems=problems,
-            opaque=done.reply.get("opaque", {}),
-            seconds=done.seconds,
-        )
+    limits: Limits = Limits(STREAM_SECONDS),
+) -> Generator[StreamResult, None, None]:
+    """All targets that say transcripts on every stream, in order of completion.
+
+    Each accepts it and writes it again as it was, and all say the same of it.
+    """
+    readers = [target for target in targets if "transcript" in target.says]
+
+    def task(path: Path) -> _Task:
+        return lambda crew: _on_stream(crew, readers, path)
+
+    yield from _work_off([task(path) for path in files], jobs, limits)
 
 
-def sha256(data: bytes) -> str:
-    """SHA-256, hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def _on_stream(crew: Crew, targets: Sequence[Target], path: Path) -> StreamResult:
+    began = time.monotonic()
+    problems: list[str] = []
+    outcome: Outcome = "pass"
+    opaques: dict[str, int] = {}
+    try:
+        data = read_stream(path)
+        plain = path if path.suffix != ".xz" else crew.directory / "stream.bin"
+        if plain != path:
+            plain.write_bytes(data)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        targets, outcome = (), "error"
+        problems.append(f"it cannot be read: {error}")
+    first: tuple[str, Any, Any] | None = None
+    for target in targets:
+        explain = crew.directory / "transcript.json"
+        explain.unlink(missing_ok=True)
+        message = {"id": path.name, "role": "reader", "stream": str(plain), "explain": str(explain)}
+        reply = crew.ask(target.target, message)
+        if (got := reply["outcome"]) != "accept":
+            problems.append(f"{target.target}: {said(reply)} {reply.get('why', '')}".strip())
+            outcome = got if got in OUTCOMES else "fail"
+            continue
+        if reply.get("rebuilt") not in (None, hashlib.sha256(data).hexdigest()):
+            problems.append(f"{target.target}: read and written again it is not the same")
+        whole = json.loads(explain.read_text("utf-8")) if explain.is_file() else None
+        one = target.target, reply.get("transcript"), whole
+        if first is None:
+            first, opaques = one, opaque(whole) if whole else {}
+        elif first[1] != one[1]:
+            where = difference(first[2], whole) if first[2] and whole else None
+            problems.append(f"{first[0]} and {one[0]} differ: {where or 'transcript'}")
+    return StreamResult(
+        file=path.name,
+        outcome="fail" if problems and outcome == "pass" else outcome,
+        problems=tuple(problems),
+        opaque=opaques,
+        seconds=round(time.monotonic() - began, 4),
+    )

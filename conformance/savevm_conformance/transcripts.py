@@ -6,12 +6,18 @@ from collections import Counter
 from typing import Any
 
 OPAQUE_KINDS = ("opaque", "undelimited", "buffer")
+# What a record is called in `records`, where that is not its own name.
+_SHORT = {f"section-{kind}": kind for kind in ("start", "part", "end", "full")}
+
+
+def canonical(value: Any) -> bytes:
+    """JSON with sorted keys, no white space and only ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def digest(transcript: dict[str, Any]) -> str:
     """SHA-256 (hexadecimal) of the canonical JSON."""
-    text = json.dumps(transcript, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
+    return hashlib.sha256(canonical(transcript)).hexdigest()
 
 
 def summary(transcript: dict[str, Any]) -> list[str]:
@@ -30,6 +36,99 @@ def _line(record: dict[str, Any]) -> str:
     if body is not None:
         parts.append(f"{body['kind']} of {body['length']}")
     return " ".join(parts)
+
+
+def records(transcript: dict[str, Any]) -> list[str]:
+    """The framing, one line for each record and footer: offset in bytes, kind, and what names it.
+
+    Bytes of a name outside 21 to 7e, and "%", are %XX; a name of no bytes is "%".
+    """
+    lines = []
+    for record in transcript["records"]:
+        kind, body = record["record"], record.get("body", {})
+        words = [_SHORT.get(kind, kind)]
+        if kind in ("section-part", "section-end"):
+            words.append(record["section_id"])
+        elif "idstr" in record:
+            if "section_id" in record:
+                words.append(record["section_id"])
+            words += [_word(record["idstr"]), record["instance_id"], record["version_id"]]
+            if kind == "record":
+                words.append(body["length"] + body.get("rest", 0))
+        elif kind == "command":
+            words += [record["command"], len(record["payload"]) // 2]
+        elif kind == "configuration":
+            words.append(_word(record["machine"]))
+        elif kind == "header":
+            words.append(record["version"])
+        elif kind == "vmdescription":
+            words.append(record["length"])
+        lines.append(" ".join(map(str, [record["offset"], *words])))
+        if record.get("footer"):
+            lines.append(f"{body['offset'] + body['length']} footer {record['section_id']}")
+    return lines
+
+
+def _word(name: str) -> str:
+    escaped = (
+        chr(b) if 0x21 <= b <= 0x7E and b != 0x25 else f"%{b:02X}" for b in name.encode("latin-1")
+    )
+    return "".join(escaped) or "%"
+
+
+def ram(transcript: dict[str, Any]) -> dict[str, str]:
+    """The digest of every RAM block, by its name."""
+    return {block["idstr"]: block["digest"] for block in transcript["ram"]}
+
+
+def features(transcript: dict[str, Any]) -> list[str]:
+    """What of the format a stream uses, that not every reader may know."""
+    found = set()
+    if transcript["version"] in (1, 2):
+        found.add(f"version-{transcript['version']}")
+    if transcript["footers"]:
+        found.add("footers")
+    described = any(record["record"] == "vmdescription" for record in transcript["records"])
+    if described:
+        found.add("vmdesc")
+    for record in transcript["records"]:
+        kind, body = record["record"], record.get("body", {}).get("kind")
+        if kind in ("configuration", "command"):
+            found.add({"configuration": kind, "command": "commands"}[kind])
+        if body == "ram":
+            found.add(f"ram-{record['version_id']}")
+            if transcript["page_size"] not in (None, 4096):
+                found.add("page-size")
+        elif body == "vmstate":
+            found |= {"vmstate"} if described else {"vmstate", "schemas"}
+        elif body in ("block", "htab", "storage-attributes", "opaque"):
+            found.add(body)
+        elif body == "buffer" and kind != "record":
+            found.add("vmdesc")
+    return sorted(found)
+
+
+def sections(transcript: dict[str, Any]) -> list[str]:
+    """What was saved, in the order of the stream: idstr, instance and version of each section.
+
+    Behind them the SHA-256 of a device's body, or of the canonical JSON of its fields and subsections.
+    """
+    lines = []
+    for record in transcript["records"]:
+        if record["record"] in ("section-start", "section-full", "record"):
+            body = record["body"]
+            seen = body.get("sha256", "")
+            if body["kind"] == "vmstate":
+                state = {key: body[key] for key in ("fields", "subsections")}
+                seen = hashlib.sha256(canonical(state)).hexdigest()
+            key = record["idstr"], record["instance_id"], record["version_id"]
+            lines.append(section_line(*key, seen))
+    return lines
+
+
+def section_line(idstr: str, instance: int, version: int, seen: str = "") -> str:
+    """A line of `sections`."""
+    return f"{_word(idstr)} {instance} {version} {seen}".rstrip()
 
 
 def opaque(transcript: dict[str, Any]) -> dict[str, int]:
