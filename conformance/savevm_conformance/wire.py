@@ -12,6 +12,12 @@ from struct import pack
 from typing import Any, NamedTuple, Self
 from zlib import adler32
 
+# What the blocks of the streams written by hand are called: those of the board "spike", which a QEMU
+# with 16 KiB of RAM loads.
+MAIN, ROM = b"riscv.spike.ram", b"riscv.spike.mrom"
+MAIN_LENGTH, ROM_LENGTH = 0x4000, 0xF000
+_BLOCKS = {"main": MAIN, "rom": ROM}
+
 ZERO, MEM_SIZE, PAGE, EOS, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 
 
@@ -115,7 +121,7 @@ class Wire:
         """Marks: magic, version."""
         return self.put(b"QEVM", "magic").put(be32(version), "version")
 
-    def machine(self, name: bytes = b"none") -> Self:
+    def machine(self, name: bytes = b"spike") -> Self:
         """A configuration without subsections.  Marks: configuration{,.length,.machine}."""
         self.put(b"\x07", "configuration").put(be32(len(name)), "configuration.length")
         return self.put(name, "configuration.machine")
@@ -179,10 +185,14 @@ class Wire:
     # RAM words
 
     def blocks(self, **lengths: int) -> Self:
-        """The block list.  Marks: blocks, <block>.name.length, <block>.name, <block>.length."""
+        """The block list; main and rom are `MAIN` and `ROM`.
+
+        Marks: blocks, <block>.name.length, <block>.name, <block>.length.
+        """
         self.put(be64(sum(lengths.values()) | MEM_SIZE), "blocks")
         for block, length in lengths.items():
-            self.name(block.encode(), f"{block}.name").put(be64(length), f"{block}.length")
+            name = _BLOCKS.get(block, block.encode())
+            self.name(name, f"{block}.name").put(be64(length), f"{block}.length")
         return self
 
     def page(self, word: int, block: bytes | None = None, content: bytes = b"\0") -> Self:

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from savevm_conformance.adapters import load
+from savevm_conformance.adapters import reference, spec
 from savevm_conformance.locate import vectors_directory
 from savevm_conformance.transcripts import difference
-
-REFERENCE, GRAMMAR = load("reference"), load("spec")
 
 # Small and unlike each other: cut at every byte they take a few seconds together.
 CUT = (
@@ -48,12 +46,12 @@ def stream(id: str) -> bytes:
 @pytest.mark.parametrize("id", CUT)
 def test_cut_at_every_byte(id: str) -> None:
     data = stream(id)
-    whole = REFERENCE.transcribe(data)
+    whole = reference.transcribe(data)
     assert whole["error"] is None
     # A VMDESCRIPTION is optional, so a stream that ends behind its EOF mark is whole.
     optional = {record["offset"] + 1 for record in whole["records"] if record["record"] == "eof"}
     for length in range(len(data)):
-        errors = [one.transcribe(data[:length])["error"] for one in (REFERENCE, GRAMMAR)]
+        errors = [one.transcribe(data[:length])["error"] for one in (reference, spec)]
         assert errors[0] == errors[1], length
         if length in optional:
             assert errors[0] is None
@@ -67,8 +65,8 @@ def test_without_footers_and_description_a_cut_may_go_unnoticed() -> None:
     data = stream("legacy/accept/pseries-2.1")
     for length in range(len(data) - 1000, len(data)):
         cut = data[:length]
-        error = REFERENCE.transcribe(cut)["error"]
-        assert error == GRAMMAR.transcribe(cut)["error"]
+        error = reference.transcribe(cut)["error"]
+        assert error == spec.transcribe(cut)["error"]
         assert (error is None) == (cut[-1] == 0)
 
 
@@ -81,7 +79,7 @@ def test_fields_of_no_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     text = json.dumps({"page_size": 4096, "devices": [device]}).encode()
     section = b"\4\0\0\0\1\1d" + bytes(7) + b"\1" + b"\x7e\0\0\0\1"
     data = b"QEVM\0\0\0\3" + 20 * section + b"\0\6" + len(text).to_bytes(4, "big") + text
-    errors = [one.transcribe(data)["error"] for one in (REFERENCE, GRAMMAR)]
+    errors = [one.transcribe(data)["error"] for one in (reference, spec)]
     assert errors[0] == errors[1]
     assert errors[0]["rule"] == "limit.vmstate-fields"
     assert errors[0]["offset"] == 8 + 11 * len(section) + len(section) - 5
@@ -92,7 +90,7 @@ def test_a_page_word_that_ends_the_input() -> None:
     ram = b"\1\0\0\0\2\3ram" + bytes(7) + b"\4"
     listed = (4096 | 4).to_bytes(8, "big") + b"\1r" + (4096).to_bytes(8, "big")
     data = b"QEVM\0\0\0\3" + ram + listed + (0x302).to_bytes(8, "big")
-    errors = [one.transcribe(data)["error"] for one in (REFERENCE, GRAMMAR)]
+    errors = [one.transcribe(data)["error"] for one in (reference, spec)]
     assert errors[0] == errors[1]
     assert (errors[0]["rule"], errors[0]["offset"]) == ("ram.flags.combination", len(data) - 8)
 
@@ -105,7 +103,7 @@ def test_pieces_of_a_disk() -> None:
     words += [(2048 << 9 | 1).to_bytes(8, "big") + disk + other, (100 << 9 | 4).to_bytes(8, "big")]
     section = b"\1\0\0\0\1\5block" + bytes(7) + b"\1"
     data = b"QEVM\0\0\0\3" + section + b"".join(words) + (2).to_bytes(8, "big") + b"\0"
-    ours, theirs = REFERENCE.transcribe(data), GRAMMAR.transcribe(data)
+    ours, theirs = reference.transcribe(data), spec.transcribe(data)
     assert difference(ours, theirs) is None
     body = ours["records"][1]["body"]
     digest = sha256((4096).to_bytes(8, "big") + one + bytes(8) + (2048).to_bytes(8, "big") + other)
@@ -113,7 +111,7 @@ def test_pieces_of_a_disk() -> None:
         "hda1": {"normal": 2, "zero": 1, "sha256": digest.hexdigest()},
     }
     assert body["progress"] == [100]
-    assert REFERENCE.rebuild(data) == GRAMMAR.rebuild(data) == data
+    assert reference.rebuild(data) == spec.rebuild(data) == data
 
 
 def edit(data: bytes, randomness: random.Random) -> bytes:
@@ -142,7 +140,7 @@ def test_random_edits_of_every_vector(seed: int) -> None:
     rules: Counter[str] = Counter()
     for _ in range(1000):
         data = edit(randomness.choice(streams), randomness)
-        ours, theirs = REFERENCE.transcribe(data), GRAMMAR.transcribe(data)
+        ours, theirs = reference.transcribe(data), spec.transcribe(data)
         assert ours["error"] == theirs["error"], data
         assert ours["findings"] == theirs["findings"], data
         if ours["error"] is None:
@@ -172,11 +170,11 @@ def capture(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str
 def check(path: Path) -> None:
     """Both accept the stream, say the same of it, and rebuild it."""
     data = path.read_bytes()
-    ours, theirs = REFERENCE.transcribe(data), GRAMMAR.transcribe(data)
+    ours, theirs = reference.transcribe(data), spec.transcribe(data)
     assert ours["error"] is None
     assert difference(json.loads(json.dumps(ours)), json.loads(json.dumps(theirs))) is None
-    assert REFERENCE.rebuild(data) == data
-    assert GRAMMAR.rebuild(data) == data
+    assert reference.rebuild(data) == data
+    assert spec.rebuild(data) == data
 
 
 def test_a_length_that_contains_a_brace(tmp_path: Path) -> None:
@@ -190,7 +188,7 @@ def test_a_length_that_contains_a_brace(tmp_path: Path) -> None:
         pytest.skip("this QEMU has no machine pc-i440fx-2.12")
     check(paths[0])
     data = paths[0].read_bytes()
-    at = REFERENCE.transcribe(data)["records"][-1]["offset"]
+    at = reference.transcribe(data)["records"][-1]["offset"]
     if "_7.2." in paths[0].name or paths[0].name.startswith("7.2"):
         assert b"{" in data[at + 1 : at + 5]
 

@@ -31,7 +31,7 @@ from savevm_conformance.seeds import (
     shrink,
     wipe_ram,
 )
-from savevm_conformance.wire import Wire
+from savevm_conformance.wire import MAIN, ROM, Wire
 
 
 def test_check_is_clean() -> None:
@@ -119,7 +119,7 @@ def test_every_vector_is_generated_once() -> None:
     assert all(name == vector.id for name, vector in vectors().items())
 
 
-def test_a_disagreement_is_told() -> None:
+def test_a_disagreement_is_told(tmp_path: Path) -> None:
     good = vectors()["header/accept/shortest"]
     wrong = Vector(
         area=good.area,
@@ -131,9 +131,13 @@ def test_a_disagreement_is_told() -> None:
         wire=good.wire,
         expect=Accepted("v1"),
     )
-    assert files.record(good)["rebuild"] is True
-    with pytest.raises(files.DisagreementError, match="dialect: 'v1' and 'v3-2008'"):
-        files.record(wrong)
+    readers = files.Readers(tmp_path)
+    try:
+        assert files.make(good, readers)["requires"] == []
+        with pytest.raises(files.DisagreementError, match="dialect: 'v1' and 'v3-2008'"):
+            files.make(wrong, readers)
+    finally:
+        readers.close()
 
 
 def test_seeds_have_files_and_entries() -> None:
@@ -202,14 +206,14 @@ def test_fill_offsets() -> None:
 def test_shrink_keeps_what_it_is_told_to() -> None:
     page = bytes(range(256)) * 16
     wire = Wire().header().machine().section(1, 2, b"ram", 0, 4)
-    wire.blocks(main=0x5000, rom=0x1000).page(8, b"main", page)
+    wire.blocks(main=0x5000, rom=0x1000).page(8, MAIN, page)
     for address in (0x1000, 0x2000, 0x3000, 0x4000):
         wire.page(address | 2)
-    wire.page(8, b"rom", page).end_of_section().footer(2).eof()
-    small = shrink(bytes(wire.data), 4096, keep=1, keep_pages=frozenset({b"rom"}))
+    wire.page(8, ROM, page).end_of_section().footer(2).eof()
+    small = shrink(bytes(wire.data), 4096, keep=1, keep_pages=frozenset({ROM}))
     wanted = Wire().header().machine().section(1, 2, b"ram", 0, 4)
-    wanted.blocks(main=0x5000, rom=0x1000).page(2, b"main").page(0x4002)
-    wanted.page(8, b"rom", page).end_of_section().footer(2).eof()
+    wanted.blocks(main=0x5000, rom=0x1000).page(2, MAIN).page(0x4002)
+    wanted.page(8, ROM, page).end_of_section().footer(2).eof()
     assert small == bytes(wanted.data)
 
 

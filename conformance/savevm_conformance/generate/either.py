@@ -18,7 +18,7 @@ from savevm_conformance.generate.model import (
     Vector,
     reject,
 )
-from savevm_conformance.wire import ZERO, Wire, be32, be64
+from savevm_conformance.wire import MAIN, MAIN_LENGTH, ZERO, Wire, be32, be64, counted
 
 _DISCARDED = "QEMU 5.2 to 11.1 do not look at the text of a description and load the stream."
 
@@ -305,13 +305,13 @@ def _ram() -> Iterator[Vector]:
         "ram/xbzrle",
         "ram.flags.unsupported",
         accepts()["ram/live"],
-        Insert("end.eos", be64(0x40) + b"\x04main\x01" + b"\x00\x03\x01\x01\x5a"),
+        Insert("end.eos", be64(0x40) + counted(MAIN) + b"\x01" + b"\x00\x03\x01\x01\x5a"),
         "A page sent as what changed in it.",
         "QEMU 5.2 to 11.1 decode XBZRLE whether or not the capability is on.",
         section="ram",
     )
-    wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks(main=0x2000)
-    wire.page(ZERO, b"main", b"\x55").page(0x1000 | ZERO, content=b"\xff").end_of_section()
+    wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks(main=MAIN_LENGTH)
+    wire.page(ZERO, MAIN, b"\x55").page(0x1000 | ZERO, content=b"\xff").end_of_section()
     fills = ("page.content", "page.content#2")
     yield accept(
         "ram/fill-bytes",

@@ -5,119 +5,214 @@ Everything in them comes from the tables, but for the digest of an accepted vect
 It stays as it is while the vector's bytes do, so writing again needs no implementation.
 """
 
+import hashlib
 import json
 import shutil
+import tempfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from savevm_conformance.adapters import OURS, load
+from savevm_conformance.cases import VERDICTS
 from savevm_conformance.generate import vectors
-from savevm_conformance.generate.model import Accepted, Vector
-from savevm_conformance.runner import VERDICTS, sha256, verdict_of
-from savevm_conformance.transcripts import difference, summary
+from savevm_conformance.generate.model import SPIKE, Accepted, Rejected, Vector
+from savevm_conformance.generate.writes import Write, writes
+from savevm_conformance.protocol import CLASSES
+from savevm_conformance.protocol.client import Adapter
+from savevm_conformance.targets import OURS, command_of
+from savevm_conformance.transcripts import difference, features
+from savevm_conformance.wire import MAIN, MAIN_LENGTH, ROM, ROM_LENGTH
 
-SUMMARY_LINES: Final = 40
+# Lines of framing that an expectation shows.
+RECORDS: Final = 200
+# What is not declared by the tables, but made by both implementations of an accepted vector.
 Recorded = dict[str, Any]
+_MADE: Final = ("records", "ram", "transcript")
+# What the board of the streams written by hand has.
+_BLOCKS: Final = {MAIN.decode(): MAIN_LENGTH, ROM.decode(): ROM_LENGTH}
+_DEVICES: Final = {"ram": 4, "timer": 2, "globalstate": 1}
 
 
 class DisagreementError(Exception):
     """The implementations do not agree with each other or with what a vector declares."""
 
 
-def render(vector: Vector, recorded: Recorded | None) -> dict[str, bytes]:
-    """The files of a vector by name; ``recorded`` has the digest (and summary) of an accept."""
+def render(vector: Vector, made: Recorded) -> dict[str, bytes]:
+    """The files of a vector by name; ``made`` is what both implementations have made of it."""
     return {
-        "case.toml": _case(vector).encode(),
+        "case.toml": _case(vector, made).encode(),
         "stream.bin": vector.data,
-        "expect.json": (json.dumps(_expect(vector, recorded), indent=1) + "\n").encode(),
+        "expect.json": (json.dumps(_expect(vector, made), indent=1) + "\n").encode(),
     }
 
 
-def _case(vector: Vector) -> str:
-    entries: list[tuple[str, str | None]] = [
+def _write(write: Write) -> dict[str, bytes]:
+    """The files of a case for writers."""
+    entries = {
+        "id": write.id,
+        "description": write.description,
+        "rules": list(write.rules),
+        "requires": write.requires(),
+        "source": "generator",
+        "sha256": hashlib.sha256(write.data).hexdigest(),
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
+    if write.machine:
+        lines += [
+            "",
+            "[machine]",
+            *(f"{key} = {json.dumps(v)}" for key, v in write.machine.items()),
+        ]
+    return {
+        "case.toml": ("\n".join(lines) + "\n").encode(),
+        "state.json": write.data,
+        "expect.json": (json.dumps(write.expect(), indent=1) + "\n").encode(),
+    }
+
+
+def _case(vector: Vector, made: Recorded) -> str:
+    entries: list[tuple[str, Any]] = [
         ("id", vector.id),
         ("description", vector.description),
+        ("rules", list(vector.rules)),
+        ("requires", _requires(vector, made)),
         ("source", vector.source),
         ("change", vector.change),
-        ("sha256", sha256(vector.data)),
+        ("sha256", hashlib.sha256(vector.data).hexdigest()),
         ("notes", vector.notes),
     ]
-    rules = ", ".join(json.dumps(rule) for rule in vector.rules)
     lines = [f"{key} = {json.dumps(value)}" for key, value in entries if value is not None]
-    lines.insert(2, f"rules = [{rules}]")
+    if machine := made.get("machine"):
+        lines += [
+            "",
+            "[machine]",
+            *(f"{key} = {json.dumps(value)}" for key, value in machine.items()),
+        ]
+        if (loader := _loader(vector)) is not None:
+            lines += ["", "[loader]", f"verdict = {json.dumps(loader)}"]
+            lines += [f"rule = {json.dumps(vector.bound)}"] if vector.bound else []
     return "\n".join(lines) + "\n"
 
 
-def _expect(vector: Vector, recorded: Recorded | None) -> dict[str, Any]:
+def _loader(vector: Vector) -> str | None:
+    """What a machine makes of it; it may refuse a changed vector before it comes to the change."""
+    refused = vector.base is not None and _loader(vector.base) == "reject"
+    return vector.loader or ("reject" if refused else None)
+
+
+def _requires(vector: Vector, made: Recorded) -> list[str]:
+    """A reader need not know what was changed, but all around it."""
+    limited = any(rule.startswith("limit.") for rule in vector.rules)
+    limits = {"limits"} if limited and isinstance(vector.expect, Rejected) else set()
+    return sorted({*made["requires"], *limits})
+
+
+def _expect(vector: Vector, made: Recorded) -> dict[str, Any]:
     expect = vector.expect
     plain: dict[str, Any]
     if isinstance(expect, Accepted):
-        assert recorded is not None
         plain = {
             "verdict": "accept",
             "dialect": expect.dialect,
             "findings": [
                 {"rule": f.rule, "offset": f.offset, "section": f.section} for f in expect.findings
             ],
-            **recorded,
+            **{key: made[key] for key in _MADE if key in made},
         }
     else:
         plain = {
             "verdict": "reject",
+            "class": CLASSES[expect.errno],
             "rule": expect.rule,
             "offset": expect.offset,
             "section": expect.section,
-            "errno": expect.errno,
         }
     return plain if vector.verdict != "either" else {"verdict": "either", "savevm": plain}
 
 
-def record(vector: Vector) -> Recorded:
-    """Digest and summary of an accepted vector, from both implementations.
+class Readers:
+    """Both implementations, each in its process."""
+
+    def __init__(self, directory: Path) -> None:
+        self._stream: Final = directory / "stream.bin"
+        self._explain: Final = directory / "transcript.json"
+        self._adapters: Final = {name: Adapter(command_of(name), seconds=60) for name in OURS}
+
+    def read(self, name: str, data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What one of them says, and its whole transcript."""
+        self._stream.write_bytes(data)
+        message = {"id": name, "role": "reader", "stream": str(self._stream)}
+        reply = self._adapters[name].case(message | {"explain": str(self._explain)})
+        if reply["outcome"] not in ("accept", "reject"):
+            raise DisagreementError(f"{name}: {reply['why']}")
+        return reply, json.loads(self._explain.read_text("utf-8"))
+
+    def close(self) -> None:
+        """End both."""
+        for adapter in self._adapters.values():
+            adapter.bye()
+
+
+def make(vector: Vector, readers: Readers) -> Recorded:
+    """What both implementations make of an accepted vector.
 
     Raises:
         DisagreementError: they differ, or what they say is not what the vector declares.
     """
     assert isinstance(vector.expect, Accepted)
-    verdicts = {target: verdict_of(load(target), vector.data) for target in OURS}
-    (one, (verdict, transcript)), (other, (_, second)) = verdicts.items()
+    (one, (reply, transcript)), (other, (_, second)) = (
+        (name, readers.read(name, vector.data)) for name in OURS
+    )
     if found := difference(transcript["error"], second["error"], "error"):
         raise DisagreementError(f"{vector.id}: {one} and {other}: {found}")
-    if verdict["verdict"] != "accept":
-        raise DisagreementError(f"{vector.id}: {one} and {other} reject it: {verdict}")
+    if reply["outcome"] != "accept":
+        raise DisagreementError(f"{vector.id}: {one} and {other} reject it: {reply}")
     if found := difference(transcript, second):
         raise DisagreementError(f"{vector.id}: {one} and {other}: {found}")
-    declared = _expect(vector, {"digest": verdict["digest"], "rebuild": True})
+    made: Recorded = {key: reply[key] for key in _MADE if len(reply[key]) <= RECORDS}
+    made["requires"] = features(transcript)
+    if vector.machine or vector.loader or _is_of_spike(transcript):
+        made["machine"] = vector.machine or SPIKE
+    declared = _expect(vector, made)
     declared = declared.get("savevm", declared)
-    if found := difference(declared, verdict, "declared"):
-        raise DisagreementError(f"{vector.id}: declared and {one}: {found}")
-    if (rebuilt := verdicts[other][0]["rebuild"]) is not True:
-        raise DisagreementError(f"{vector.id}: {other}: {rebuilt}")
-    lines = summary(transcript)
-    recorded: Recorded = {"digest": verdict["digest"], "rebuild": True}
-    if len(lines) <= SUMMARY_LINES:
-        recorded["summary"] = lines
-    return recorded
+    for key in ("dialect", "findings"):
+        if found := difference(declared[key], reply[key], f"declared {key}"):
+            raise DisagreementError(f"{vector.id}: {found}")
+    if reply["rebuilt"] != hashlib.sha256(vector.data).hexdigest():
+        raise DisagreementError(f"{vector.id}: read and written again it is not the same")
+    return made
+
+
+def _is_of_spike(transcript: dict[str, Any]) -> bool:
+    """Whether a QEMU with that board has all that a stream has."""
+    records = transcript["records"]
+    machines = [r["machine"] for r in records if r["record"] == "configuration"]
+    blocks = {block["idstr"]: block["used_length"] for block in transcript["ram"]}
+    return (
+        machines == ["spike"]
+        and blocks.items() <= _BLOCKS.items()
+        and all(_DEVICES.get(r["idstr"]) == r["version_id"] for r in records if "idstr" in r)
+    )
 
 
 def _recorded(vector: Vector, directory: Path) -> Recorded | None:
     """What is on disk already for the same bytes and declaration."""
     try:
         expect = json.loads((directory / "expect.json").read_text("utf-8"))
+        case = tomllib.loads((directory / "case.toml").read_text("utf-8"))
         stream = (directory / "stream.bin").read_bytes()
     except (OSError, ValueError):
         return None
     expect = expect.get("savevm", expect)
-    keys = ("digest", "rebuild", "summary")
-    recorded = {key: expect[key] for key in keys if key in expect}
-    known = stream == vector.data and "digest" in recorded
-    if known and json.loads(render(vector, recorded)["expect.json"]) in (
-        expect,
-        {"verdict": "either", "savevm": expect},
-    ):
-        return recorded
-    return None
+    made = {key: expect[key] for key in _MADE if key in expect}
+    made |= {key: case[key] for key in ("requires", "machine") if key in case}
+    if case.get("machine") != (vector.machine or case.get("machine")):
+        return None
+    if stream != vector.data or not {"transcript", "requires"} <= made.keys():
+        return None
+    declared = _expect(vector, made)
+    return made if declared.get("savevm", declared) == expect else None
 
 
 def generate(
@@ -136,34 +231,53 @@ def generate(
     """
     count = 0
     wanted = vectors()
+    made: dict[str, Recorded] = {}
+    with tempfile.TemporaryDirectory(prefix="savevm-") as place:
+        readers = Readers(Path(place))
+        try:
+            for vector in wanted.values():
+                if isinstance(vector.expect, Accepted):
+                    known = None if afresh else _recorded(vector, root / vector.id)
+                    try:
+                        made[vector.id] = known or make(vector, readers)
+                    except DisagreementError as error:
+                        problem(str(error))
+                        count += 1
+        finally:
+            readers.close()
     for vector in wanted.values():
-        directory = root / vector.id
-        recorded = None
-        if isinstance(vector.expect, Accepted):
-            recorded = None if afresh else _recorded(vector, directory)
-            if recorded is None:
-                try:
-                    recorded = record(vector)
-                except DisagreementError as error:
-                    problem(str(error))
-                    count += 1
-                    continue
-        for name, content in render(vector, recorded).items():
-            path = directory / name
-            if path.is_file() and path.read_bytes() == content:
-                continue
-            count += 1
-            if check:
-                problem(f"{vector.id}/{name} differs")
-            else:
-                directory.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-    return count + _stale(root, wanted, check, problem)
+        # What is made of a vector is made of those that are it with one fault.
+        origin = vector
+        while origin.base is not None and isinstance(origin.expect, Rejected):
+            origin = origin.base
+        if origin.id not in wanted:
+            made[origin.id] = {"requires": list(origin.requires)}
+        if origin.id in made:
+            files = render(vector, made[origin.id])
+            count += _write_files(root / vector.id, files, check, problem)
+    for write in writes():
+        count += _write_files(root / write.id, _write(write), check, problem)
+    return count + _stale(root, {*wanted, *(write.id for write in writes())}, check, problem)
 
 
-def _stale(
-    root: Path, wanted: dict[str, Vector], check: bool, problem: Callable[[str], None]
+def _write_files(
+    directory: Path, files: dict[str, bytes], check: bool, problem: Callable[[str], None]
 ) -> int:
+    count = 0
+    for name, content in files.items():
+        path = directory / name
+        if path.is_file() and path.read_bytes() == content:
+            continue
+        count += 1
+        if check:
+            problem(f"{'/'.join(path.parts[-4:])} differs")
+        else:
+            directory.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return count
+
+
+def _stale(root: Path, wanted: set[str], check: bool, problem: Callable[[str], None]) -> int:
     count = 0
     for verdict in VERDICTS:
         for directory in sorted(root.glob(f"*/{verdict}/*")):

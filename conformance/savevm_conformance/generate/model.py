@@ -1,13 +1,21 @@
 """What a vector is, and the changes that make a good stream a bad one."""
 
 from dataclasses import dataclass, field
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from savevm_conformance.seeds import seeds
 from savevm_conformance.wire import Wire, be32, counted
 from savevm_spec.rules import rules
 
 Verdict = Literal["accept", "reject", "either"]
+# Of which architecture, with which options, and of which releases a QEMU is that loads a stream.
+Machine = dict[str, Any]
+# That which the streams written by hand are of.
+SPIKE: Final[Machine] = {
+    "arch": "riscv64",
+    "argv": ["-M", "spike", "-m", "16K", "-bios", "none"],
+    "since": "5.2",
+}
 END: Final = "end of the input"
 
 
@@ -51,7 +59,13 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """One case: bytes, what they are for, and what a reader makes of them."""
+    """One case: bytes, what they are for, and what a reader makes of them.
+
+    ``base`` is the vector that was changed.  ``loader`` is what the machine that the stream is of makes
+    of it, where that is not what a reader does, and ``bound`` the rule behind that; ``machine`` is
+    that machine, where the stream does not tell.  ``requires`` are the features of what is no vector
+    itself, but changed into some.
+    """
 
     area: str
     verdict: Verdict
@@ -63,6 +77,11 @@ class Vector:
     expect: Accepted | Rejected
     change: str | None = None
     notes: str | None = None
+    base: "Vector | None" = field(default=None, repr=False)
+    loader: Verdict | None = None
+    bound: str | None = None
+    machine: "Machine | None" = None
+    requires: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -264,6 +283,7 @@ def reject(
     plus: int = 0,
     verdict: Verdict = "reject",
     notes: str | None = None,
+    loader: Verdict | None = None,
 ) -> Vector:
     """``base`` with one fault.
 
@@ -272,6 +292,7 @@ def reject(
         at: the mark of ``base`` whose (possibly moved) offset the error has, or END; by default the
             end of the input for a Cut, and the place of the change for everything else.
         plus: what is added to that offset, in bytes.
+        loader: as of `Vector`.
     """
     area, slug = name.split("/")
     data, begin, moved = change.apply(base.wire)
@@ -294,6 +315,8 @@ def reject(
         expect=Rejected(rule, offset + plus, section),
         change=change.says(base.wire) if not isinstance(change, Keep) else None,
         notes=notes,
+        base=base,
+        loader=loader,
     )
 
 

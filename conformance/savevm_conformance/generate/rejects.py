@@ -19,7 +19,7 @@ from savevm_conformance.generate.model import (
     seed,
     seed_source,
 )
-from savevm_conformance.wire import Wire, be16, be32, be64, split, stored
+from savevm_conformance.wire import MAIN, Wire, be16, be32, be64, split, stored
 
 
 def rejects() -> list[Vector]:
@@ -205,20 +205,30 @@ def _section() -> Iterator[Vector]:
         "section/idstr-length-overruns",
         "section.truncated",
         accepts()["section/opaque"],
-        Set("rtc.idstr.length", b"\xff"),
+        Set("globalstate.idstr.length", b"\xff"),
         "The idstr is longer than the input.",
         at=END,
     )
     opaque = accepts()["section/opaque"]
     for name, change, section, what in (
-        ("full-id-absent", Cut("fdc.id"), None, "The input ends behind the type of a FULL."),
-        ("full-id-cut", Cut("fdc.id", 1), None, "The input ends within the id of a FULL."),
-        ("full-idstr-length-absent", Cut("fdc.idstr.length"), None, "It ends behind the id."),
-        ("full-idstr-cut", Cut("fdc.idstr", 1), None, "It ends within the idstr of a FULL."),
-        ("full-instance-absent", Cut("fdc.instance"), "fdc", "It ends behind the idstr."),
-        ("full-version-cut", Cut("fdc.version", 2), "fdc", "It ends within a FULL's version."),
-        ("full-body-cut", Cut("rtc.footer"), "rtc", "It ends behind a body that footers delimit."),
-        ("full-footer-cut", Cut("rtc.footer", 1), "rtc", "It ends within the footer of a FULL."),
+        ("full-id-absent", Cut("timer.id"), None, "The input ends behind the type of a FULL."),
+        ("full-id-cut", Cut("timer.id", 1), None, "The input ends within the id of a FULL."),
+        ("full-idstr-length-absent", Cut("timer.idstr.length"), None, "It ends behind the id."),
+        ("full-idstr-cut", Cut("timer.idstr", 1), None, "It ends within the idstr of a FULL."),
+        ("full-instance-absent", Cut("timer.instance"), "timer", "It ends behind the idstr."),
+        ("full-version-cut", Cut("timer.version", 2), "timer", "It ends within a FULL's version."),
+        (
+            "full-body-cut",
+            Cut("globalstate.footer"),
+            "globalstate",
+            "It ends behind a body that footers delimit.",
+        ),
+        (
+            "full-footer-cut",
+            Cut("globalstate.footer", 1),
+            "globalstate",
+            "It ends within the footer of a FULL.",
+        ),
     ):
         yield reject(
             f"section/{name}",
@@ -227,23 +237,25 @@ def _section() -> Iterator[Vector]:
             change,
             what.replace("It ends", "The input ends"),
             section=section,
+            loader="reject",
         )
     yield reject(
         "section/opaque-without-footer",
         "section.truncated",
         opaque,
-        Set("rtc.footer.id", be32(9)),
+        Set("globalstate.footer.id", be32(9)),
         "No footer with the section's id follows a body that only a footer delimits.",
-        section="rtc",
+        loader="reject",
+        section="globalstate",
         at=END,
     )
     yield reject(
         "section/idstr-empty",
         "section.idstr.empty",
         opaque,
-        Rename("rtc.idstr", b""),
+        Rename("globalstate.idstr", b""),
         "An idstr of no bytes.",
-        at="rtc.idstr.length",
+        at="globalstate.idstr.length",
     )
     for name, mark in (("part", "part.id"), ("end", "end.id")):
         yield reject(
@@ -434,10 +446,20 @@ def _command() -> Iterator[Vector]:
     )
     for name, skip, value, what in (
         ("discard-version", 0, b"\x01", "Version 1 of a discard."),
-        ("discard-name-shorter", 1, b"\x03", "A block name length one too small."),
-        ("discard-name-longer", 1, b"\x14", "A block name length that leaves no range."),
+        ("discard-name-shorter", 1, bytes([len(MAIN) - 1]), "A block name length one too small."),
+        (
+            "discard-name-longer",
+            1,
+            bytes([len(MAIN) + 16]),
+            "A block name length that leaves no range.",
+        ),
         ("discard-name-overruns", 1, b"\xff", "A block name that is longer than the payload."),
-        ("discard-zero-byte", 6, b"\x01", "Another byte than 00 behind the block name."),
+        (
+            "discard-zero-byte",
+            2 + len(MAIN),
+            b"\x01",
+            "Another byte than 00 behind the block name.",
+        ),
     ):
         yield reject(
             f"command/{name}",
@@ -590,7 +612,7 @@ def _ram() -> Iterator[Vector]:
     for mark, address, what in (
         ("page#2", 0x4000, "A zero page right behind the end of its block."),
         ("page#3", 0x5000, "A page with contents beyond its block."),
-        ("page#5", 0x1000, "A page in the second block at an address that only the first has."),
+        ("page#5", 0xF000, "A page right behind the end of the second block."),
         ("page#4", 0xFFFFFFFFFFFFF000, "A page at the highest address there is."),
     ):
         kind = {"page#2": 0x22, "page#3": 0x28, "page#4": 0x22, "page#5": 0x02}[mark]
@@ -606,12 +628,18 @@ def _ram() -> Iterator[Vector]:
         Set("page", be64(0x22)),
         "CONTINUE in the first page record.",
     )
-    for value in (b"mian", b"mai", b"Main", b"main2", b""):
+    for name, value in (
+        ("shorter", MAIN[:-1]),
+        ("in-capitals", MAIN.upper()),
+        ("longer", MAIN + b"2"),
+        ("other", b"main"),
+        ("empty", b""),
+    ):
         yield ram(
-            f"block-unknown-{value.decode() or 'empty'}",
+            f"block-unknown-{name}",
             "ram.page.unknown-block",
             Rename("page.block", value),
-            f"A page of a block {value.decode()!r} where main and rom are listed.",
+            f"A page of a block {value.decode()!r} where others are listed.",
             at="page.block.length",
         )
     yield ram(
@@ -624,13 +652,13 @@ def _ram() -> Iterator[Vector]:
     yield ram(
         "first-block-above-total",
         total,
-        Set("main.length", be64(0x6000)),
+        Set("main.length", be64(0x14000)),
         "The first block is longer than all are together.",
     )
     yield ram(
         "second-block-above-total",
         total,
-        Set("rom.length", be64(0x2000)),
+        Set("rom.length", be64(0x10000)),
         "The second block is longer than what is left of the total.",
     )
     yield ram(
@@ -651,14 +679,14 @@ def _ram() -> Iterator[Vector]:
     yield ram(
         "total-too-big",
         total,
-        Set("blocks", be64(0x6004)),
+        Set("blocks", be64(0x14004)),
         "A total that is more than the blocks add up to.",
         at="start.eos",
         plus=1,
     )
     yield ram(
         "total-zero",
-        "ram.flags.combination",
+        "ram.page.misaligned",
         Set("blocks", be64(4)),
         "A total of 0 with blocks behind it, which are then read as words.",
         at="main.name.length",
@@ -1375,6 +1403,7 @@ def _real() -> Iterator[Vector]:
         source=seed_source("avr-ignore-shared-7.2"),
         wire=wire,
         expect=Accepted("v3-configuration"),
+        requires=("configuration",),
     )
     yield reject(
         "configuration/ignore-shared-7.2",
