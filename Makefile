@@ -16,7 +16,7 @@ help:
 	@echo 'make test         set up, run all tests on the compiled and on the pure Python build'
 	@echo 'make lint         ruff, mypy --strict, layering'
 	@echo 'make bench        speed of save, load, verify and extract against cat and QEMU'
-	@echo 'make vectors      generate the conformance vectors again'
+	@echo 'make vectors      generate the conformance vectors again, and pack them: dist/savevm-vectors.tar.gz'
 	@echo 'make guests       build the RISC-V programs of the package again (Debian: gcc-riscv64-unknown-elf,'
 	@echo '                  gcc-riscv64-linux-gnu)'
 	@echo 'make docs         the documentation, in docs/_build/html'
@@ -56,6 +56,7 @@ bench: $(VENV)/installed
 
 vectors: $(VENV)/installed
 	$(PURE) $(BIN)/python -m savevm.cli conformance generate
+	$(BIN)/python tools/vectors_archive.py dist/savevm-vectors.tar.gz
 
 guests:
 	$(MAKE) -B -C reference/guests
