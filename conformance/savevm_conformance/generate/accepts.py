@@ -6,6 +6,7 @@ exactly the change that it declares.
 
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 from savevm_conformance.generate.model import (
     SPIKE,
@@ -176,10 +177,12 @@ def _configuration() -> Iterator[Vector]:
         )
 
 
-def opaque(wire: Wire, number: int, idstr: bytes, body: bytes, version: int = 1) -> Wire:
+def opaque(
+    wire: Wire, number: int, idstr: bytes, body: bytes, version: int = 1, instance: int = 0
+) -> Wire:
     """A FULL section with a footer, whose body nothing describes.  Mark: <idstr>.body."""
     name = idstr.decode("latin-1")
-    wire.section(4, number, idstr, 0, version).put(body, f"{name}.body")
+    wire.section(4, number, idstr, instance, version).put(body, f"{name}.body")
     return wire.footer(number, f"{name}.footer")
 
 
@@ -317,7 +320,7 @@ def _command() -> Iterator[Vector]:
     )
 
 
-UART = {
+UART: dict[str, Any] = {
     "name": "board/uart",
     "instance_id": 0,
     "vmsd_name": "uart",

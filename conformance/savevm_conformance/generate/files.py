@@ -1,8 +1,9 @@
 """Vectors as files: ``<area>/<verdict>/<slug>/{case.toml,stream.bin,expect.json}``.
 
-Everything in them comes from the tables, but for the digest of an accepted vector's transcript
-(and the summary): both of our implementations make it, and it is written only when they agree.
-It stays as it is while the vector's bytes do, so writing again needs no implementation.
+Everything in them comes from the tables, but for what an accepted vector has in it (framing, RAM,
+the transcript's digest, the features that it needs): both of our implementations make that, and it is
+written only when they agree.  It stays as it is while the vector's bytes do, so writing again needs no
+implementation.
 """
 
 import hashlib
@@ -47,8 +48,8 @@ def render(vector: Vector, made: Recorded) -> dict[str, bytes]:
     }
 
 
-def _write(write: Write) -> dict[str, bytes]:
-    """The files of a case for writers."""
+def render_write(write: Write) -> dict[str, bytes]:
+    """The files of a case for writers by name."""
     entries = {
         "id": write.id,
         "description": write.description,
@@ -57,42 +58,41 @@ def _write(write: Write) -> dict[str, bytes]:
         "source": "generator",
         "sha256": hashlib.sha256(write.data).hexdigest(),
     }
-    lines = [f"{key} = {json.dumps(value)}" for key, value in entries.items()]
-    if write.machine:
-        lines += [
-            "",
-            "[machine]",
-            *(f"{key} = {json.dumps(v)}" for key, v in write.machine.items()),
-        ]
     return {
-        "case.toml": ("\n".join(lines) + "\n").encode(),
+        "case.toml": _toml(entries, machine=write.machine).encode(),
         "state.json": write.data,
         "expect.json": (json.dumps(write.expect(), indent=1) + "\n").encode(),
     }
 
 
 def _case(vector: Vector, made: Recorded) -> str:
-    entries: list[tuple[str, Any]] = [
-        ("id", vector.id),
-        ("description", vector.description),
-        ("rules", list(vector.rules)),
-        ("requires", _requires(vector, made)),
-        ("source", vector.source),
-        ("change", vector.change),
-        ("sha256", hashlib.sha256(vector.data).hexdigest()),
-        ("notes", vector.notes),
-    ]
-    lines = [f"{key} = {json.dumps(value)}" for key, value in entries if value is not None]
-    if machine := made.get("machine"):
-        lines += [
-            "",
-            "[machine]",
-            *(f"{key} = {json.dumps(value)}" for key, value in machine.items()),
-        ]
-        if (loader := _loader(vector)) is not None:
-            lines += ["", "[loader]", f"verdict = {json.dumps(loader)}"]
-            lines += [f"rule = {json.dumps(vector.bound)}"] if vector.bound else []
-    return "\n".join(lines) + "\n"
+    entries = {
+        "id": vector.id,
+        "description": vector.description,
+        "rules": list(vector.rules),
+        "requires": _requires(vector, made),
+        "source": vector.source,
+        "change": vector.change,
+        "sha256": hashlib.sha256(vector.data).hexdigest(),
+        "notes": vector.notes,
+    }
+    machine = made.get("machine")
+    loader = _loader(vector) if machine else None
+    rule = {"verdict": loader, "rule": vector.bound} if loader else None
+    return _toml(entries, machine=machine, loader=rule)
+
+
+def _toml(entries: dict[str, Any], **tables: dict[str, Any] | None) -> str:
+    """TOML of what is not None, the entries first."""
+
+    def lines(table: dict[str, Any]) -> list[str]:
+        return [f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None]
+
+    text = lines(entries)
+    for name, table in tables.items():
+        if table is not None:
+            text += ["", f"[{name}]", *lines(table)]
+    return "\n".join(text) + "\n"
 
 
 def _loader(vector: Vector) -> str | None:
@@ -255,9 +255,10 @@ def generate(
         if origin.id in made:
             files = render(vector, made[origin.id])
             count += _write_files(root / vector.id, files, check, problem)
-    for write in writes():
-        count += _write_files(root / write.id, _write(write), check, problem)
-    return count + _stale(root, {*wanted, *(write.id for write in writes())}, check, problem)
+    given = {write.id: write for write in writes()}
+    for id, write in given.items():
+        count += _write_files(root / id, render_write(write), check, problem)
+    return count + _stale(root, {*wanted, *given}, check, problem)
 
 
 def _write_files(

@@ -34,13 +34,8 @@ def _bound(
     )
 
 
-def _timer(wire: Wire, *, idstr: bytes = b"timer", instance: int = 0, version: int = 2) -> Wire:
-    wire.section(4, 7, idstr, instance, version).put(CLOCK, "timer.body")
-    return wire.footer(7, "timer.footer")
-
-
 def _undescribed(wire: Wire, idstr: str = "timer") -> tuple[Finding, ...]:
-    return found(wire, "timer.body", UNDESCRIBED, section=idstr)
+    return found(wire, f"{idstr}.body", UNDESCRIBED, section=idstr)
 
 
 def _configuration() -> Iterator[Vector]:
@@ -55,7 +50,7 @@ def _configuration() -> Iterator[Vector]:
 
 
 def _sections() -> Iterator[Vector]:
-    wire = _timer(Wire().header().machine(), idstr=b"rtc").eof()
+    wire = opaque(Wire().header().machine(), 7, b"rtc", CLOCK, 2).eof()
     yield _bound(
         "section/device-that-is-not-there",
         wire,
@@ -63,7 +58,7 @@ def _sections() -> Iterator[Vector]:
         "section.unknown",
         *_undescribed(wire, "rtc"),
     )
-    wire = _timer(Wire().header().machine(), instance=7).eof()
+    wire = opaque(Wire().header().machine(), 7, b"timer", CLOCK, 2, instance=7).eof()
     yield _bound(
         "section/instance-that-is-not-there",
         wire,
@@ -72,7 +67,7 @@ def _sections() -> Iterator[Vector]:
         *_undescribed(wire),
     )
     for version in (3, 0x80000002):
-        wire = _timer(Wire().header().machine(), version=version).eof()
+        wire = opaque(Wire().header().machine(), 7, b"timer", CLOCK, version).eof()
         yield _bound(
             f"section/timer-version-{version:x}",
             wire,
@@ -80,7 +75,7 @@ def _sections() -> Iterator[Vector]:
             "section.version.newer-than-supported",
             *_undescribed(wire),
         )
-    wire = _timer(Wire().header().machine(), version=0).eof()
+    wire = opaque(Wire().header().machine(), 7, b"timer", CLOCK, 0).eof()
     yield _bound(
         "section/timer-version-0",
         wire,
@@ -96,7 +91,7 @@ def _sections() -> Iterator[Vector]:
         wire.eof(),
         "A run state that there is not.",
         "section.state.refused",
-        *found(wire, "globalstate.body", UNDESCRIBED, section="globalstate"),
+        *_undescribed(wire, "globalstate"),
     )
 
 
@@ -115,7 +110,8 @@ def _kinds() -> Iterator[Vector]:
         loader="either",
         notes=_TAKEN,
     )
-    wire = _timer(_timer(Wire().header().machine())).eof()
+    wire = opaque(Wire().header().machine(), 7, b"timer", CLOCK, 2)
+    opaque(wire, 7, b"timer", CLOCK, 2).eof()
     yield _bound(
         "section/device-twice",
         wire,

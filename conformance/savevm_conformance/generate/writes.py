@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from savevm_conformance.generate.accepts import UART
 from savevm_conformance.generate.model import SPIKE, Machine
 from savevm_conformance.transcripts import canonical, section_line
 from savevm_conformance.wire import MAIN, MAIN_LENGTH, ROM, ROM_LENGTH, be64, pattern
@@ -242,21 +243,12 @@ def _section() -> Iterator[Write]:
         yield Write("section", slug, what, ("section.truncated", "footer.id"), _state(*devices))
 
 
+# What of the vectors' device every writer of fields can be given.
 _UART = {
     "vmsd_name": "uart",
     "version": 3,
-    "fields": [
-        {"name": "ticks", "type": "timer", "size": 8},
-        {"name": "enabled", "type": "bool", "size": 1},
-        {"name": "divisor", "array_len": 3, "type": "uint16", "size": 2},
-    ],
-    "subsections": [
-        {
-            "vmsd_name": "uart/irq",
-            "version": 2,
-            "fields": [{"name": "level", "type": "int32", "size": 4}],
-        }
-    ],
+    "fields": UART["fields"][:3],
+    "subsections": UART["subsections"],
 }
 
 
