@@ -51,6 +51,12 @@ class Case:
         loads = self.verdict == "accept" and self.loader is None
         return ("reader", "loader", "peer") if loads else ("reader", "loader")
 
+    def message(self, role: str) -> dict[str, Any]:
+        """What an adapter is told of it; writers and peers also need an ``output``."""
+        given = {"state": str(self.state)} if role == "writer" else {"stream": str(self.stream)}
+        machine = {"machine": self.machine} if self.machine else {}
+        return {"id": self.id, "role": role, **given, **machine}
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:

@@ -84,10 +84,8 @@ def _messages(
     for case in smoke_cases(cases, target):
         for role in [role for role in case.roles if role in hello["roles"]]:
             Path(output).unlink(missing_ok=True)
-            files = {"state": str(case.state)} if role == "writer" else {"stream": str(case.stream)}
-            files |= {"output": output} if role in ("writer", "peer") else {"explain": explain}
-            machine = {"machine": case.machine} if case.machine else {}
-            yield {"id": case.id, "role": role, **files, **machine}
+            more = {"output": output} if role in ("writer", "peer") else {"explain": explain}
+            yield case.message(role) | more
     machine = {"machine": {"arch": "riscv64", "argv": ["-M", "spike"], "since": "5.2"}}
     nowhere = {
         "stream": str(directory / "nowhere"),

@@ -198,7 +198,7 @@ def run_case(
     if lacks:
         judgement = Judgement("skip", said(case.expect), f"it does not know {', '.join(lacks)}")
     elif role in ("reader", "loader"):
-        reply = crew.ask(target.target, _message(case, role) | {"stream": str(case.stream)})
+        reply = crew.ask(target.target, case.message(role))
         judgement = judge(case, role, target, reply)
     else:
         judgement = _written(crew, target, case, role)
@@ -222,16 +222,11 @@ def run_case(
     )
 
 
-def _message(case: Case, role: str) -> dict[str, Any]:
-    return {"id": case.id, "role": role} | ({"machine": case.machine} if case.machine else {})
-
-
 def _written(crew: Crew, target: Target, case: Case, role: str) -> Judgement:
     output, transcript = crew.directory / "written.bin", crew.directory / "transcript.json"
     for path in (output, transcript):
         path.unlink(missing_ok=True)
-    given = {"state": str(case.state)} if role == "writer" else {"stream": str(case.stream)}
-    reply = crew.ask(target.target, _message(case, role) | given | {"output": str(output)})
+    reply = crew.ask(target.target, case.message(role) | {"output": str(output)})
     if (refusal := judge_writing(case, reply)) is not None:
         return refusal
     if not output.is_file():

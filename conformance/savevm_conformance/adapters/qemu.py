@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import savevm
+from savevm_conformance.processes import descendants
 from savevm_conformance.protocol import CLASSES
 from savevm_conformance.protocol.serve import Role, serve
 from savevm_spec.rules import rules
@@ -263,7 +264,7 @@ class Machine:
 
     def end(self) -> None:
         """Leave nothing of it."""
-        for pid in [*_descendants(self._process.pid), self._process.pid]:
+        for pid in [*reversed(descendants(self._process.pid)), self._process.pid]:
             # What has been waited for has no number any more.
             if self._process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -291,16 +292,6 @@ class Machine:
         line, _, self._held = self._held.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         return message
-
-
-def _descendants(pid: int) -> list[int]:
-    """The processes below one, as far as the system tells."""
-    found: list[int] = []
-    for task in Path("/proc", str(pid), "task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in map(int, task.read_text().split()):
-                found += [*_descendants(child), child]
-    return found
 
 
 # Memory

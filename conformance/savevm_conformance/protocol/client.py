@@ -10,9 +10,9 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from savevm_conformance.processes import resident
 from savevm_conformance.protocol import PROTOCOL
 
 __all__ = ["Adapter", "AdapterError"]
@@ -219,18 +219,3 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return str(number)
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process and its children have; 0 where the system does not say."""
-    pages = 0
-    waiting = [pid]
-    while waiting:
-        at = Path("/proc", str(waiting.pop()))
-        try:
-            pages += int((at / "statm").read_text().split()[1])
-            for task in (at / "task").iterdir():
-                waiting += map(int, (task / "children").read_text().split())
-        except (OSError, ValueError):
-            continue
-    return pages * os.sysconf("SC_PAGE_SIZE")
