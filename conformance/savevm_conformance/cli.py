@@ -147,6 +147,7 @@ def _introduced(targets: Sequence[str]) -> tuple[Target, ...]:
     help=f"Write a report, of the kind that its name ends in: {', '.join(FORMATS)}.",
 )
 @click.option("--json", "json_lines", is_flag=True, help="Print the report as JSON lines.")
+@click.option("-x", "--exitfirst", is_flag=True, help="Stop at the first failure.")
 @click.pass_context
 def run(
     context: click.Context,
@@ -161,6 +162,7 @@ def run(
     no_known: bool,
     reports: tuple[Path, ...],
     json_lines: bool,
+    exitfirst: bool,
     **wanted: tuple[str, ...],
 ) -> None:
     """Run TARGETs on the vectors; without any, the reference and the grammar."""
@@ -196,9 +198,13 @@ def run(
         for result in results:
             report.results.append(result)
             advance()
-        for stream in wholes:
+            if exitfirst and result.failed:
+                break
+        for stream in () if exitfirst and report.failures else wholes:
             report.streams.append(stream)
             advance()
+            if exitfirst and stream.failed:
+                break
     order = [target.target for target in report.targets]
     report.results.sort(key=lambda r: (r.case, order.index(r.target), r.role))
     report.streams.sort(key=lambda stream: stream.file)

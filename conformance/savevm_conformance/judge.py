@@ -153,8 +153,10 @@ def judge_written(case: Case, reading: dict[str, Any], sections: list[str]) -> J
     for key in ("findings", "dialect", "ram"):
         if key in wanted and reading[key] != wanted[key]:
             wrong += [f"{key}: {line}" for line in _difference(wanted[key], reading[key])]
-    for missing in [line for line in expect.get("sections", ()) if line not in sections]:
-        wrong.append(f"no section {missing}")
+    listed = expect.get("sections", [])
+    wrong += [f"no section {line}" for line in listed if line not in sections]
+    if case.machine is None and not wrong and sections != listed:
+        wrong += [f"sections: {line}" for line in _difference(listed, sections)]
     got = f"what it wrote: {said(reading)}"
     lines = tuple(line[:_WIDTH] for line in wrong[:_LINES])
     return Judgement("fail" if wrong else "pass", said(wanted), got, lines)

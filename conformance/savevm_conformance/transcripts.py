@@ -109,26 +109,31 @@ def features(transcript: dict[str, Any]) -> list[str]:
 
 
 def sections(transcript: dict[str, Any]) -> list[str]:
-    """What was saved, in the order of the stream: idstr, instance and version of each section.
+    """What was saved, in stream order and without PARTs: how a section comes, idstr, instance, version.
 
-    Behind them the SHA-256 of a device's body, or of the canonical JSON of its fields and subsections.
+    Behind them the SHA-256 of a device's body, or of the canonical JSON of its fields and
+    subsections, and "footer" where there is one.
     """
     lines = []
     for record in transcript["records"]:
-        if record["record"] in ("section-start", "section-full", "record"):
+        if record["record"] in ("section-start", "section-end", "section-full", "record"):
             body = record["body"]
             seen = body.get("sha256", "")
             if body["kind"] == "vmstate":
                 state = {key: body[key] for key in ("fields", "subsections")}
                 seen = hashlib.sha256(canonical(state)).hexdigest()
             key = record["idstr"], record["instance_id"], record["version_id"]
-            lines.append(section_line(*key, seen))
+            kind = _SHORT.get(record["record"], record["record"])
+            lines.append(section_line(kind, *key, seen, footer=record.get("footer", False)))
     return lines
 
 
-def section_line(idstr: str, instance: int, version: int, seen: str = "") -> str:
-    """A line of `sections`."""
-    return f"{_word(idstr)} {instance} {version} {seen}".rstrip()
+def section_line(
+    kind: str, idstr: str, instance: int, version: int, seen: str = "", *, footer: bool = False
+) -> str:
+    """A line of `sections`; ``kind`` is "start", "end", "full" or "record"."""
+    words = [kind, _word(idstr), str(instance), str(version), seen, "footer" if footer else ""]
+    return " ".join(filter(None, words))
 
 
 def opaque(transcript: dict[str, Any]) -> dict[str, int]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_bad_readers(
     [
         ("idle", "nothing was written"),
         ("careless", "what it wrote: reject header.truncated"),
-        ("lossy", "no section rtc 0 1 "),
+        ("lossy", "no section full rtc 0 1 "),
         ("lossy", "ram: riscv.spike.ram: "),
     ],
 )
@@ -386,6 +387,23 @@ def test_who_ends_it_ends_its_adapters(
         assert process.returncode == 128 + signal.SIGINT
     with pytest.raises(ProcessLookupError):
         os.kill(int(text), 0)
+
+
+def test_exitfirst(few: Path, tmp_path: Path, adapter: Adapter) -> None:
+    streams = tmp_path / "streams"
+    streams.mkdir()
+    shutil.copy(REAL / "header/accept/shortest/stream.bin", streams / "good.bin")
+    result = invoke("-x", "--json", "--streams", str(streams), adapter("contrary"))
+    assert result.exit_code == 1, result.output
+    assert [line["outcome"] for line in lines(result)].count("fail") == 1
+    assert lines(result)[-1]["outcome"] == "fail"
+    assert not lines(result, "stream")
+    assert len(lines(invoke("-x", "--json"))) == len(lines(invoke("--json")))
+    for name in ("a.bin", "b.bin"):
+        (streams / name).write_bytes(b"")
+    result = invoke("-x", "--json", "--streams", str(streams), "reference")
+    assert result.exit_code == 1, result.output
+    assert [line["file"] for line in lines(result, "stream")] == ["a.bin"]
 
 
 def test_whoever_has_seen_enough_need_not_wait(few: Path, adapter: Adapter) -> None:
@@ -584,7 +602,10 @@ def test_writers() -> None:
         assert judgement is not None
         assert judgement.outcome == wanted
     reading = {"outcome": "accept", "findings": [], "dialect": "v1", "ram": {}}
-    assert judge_written(write, reading, ["b 0 1", "a 0 1"]).outcome == "pass"
+    assert judge_written(write, reading, ["a 0 1"]).outcome == "pass"
+    assert judge_written(write, reading, ["b 0 1", "a 0 1"]).outcome == "fail"
+    machine = replace(write, machine={})
+    assert judge_written(machine, reading, ["b 0 1", "a 0 1"]).outcome == "pass"
     assert judge_written(write, reading, ["a 0 2"]).detail == ("no section a 0 1",)
     late = judge_written(write, {"outcome": "timeout", "why": "no answer"}, [])
     assert (late.outcome, late.detail) == ("fail", ("no answer",))

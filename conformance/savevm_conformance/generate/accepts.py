@@ -276,6 +276,21 @@ def _section() -> Iterator[Vector]:
         findings=found(wire, "body", UNDESCRIBED, section="timer\0zz"),
         notes="QEMU 5.2 to 11.1 compare up to the NUL, and match any instance with ffffffff.",
     )
+    wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks(main=MAIN_LENGTH)
+    opaque(wire.end_of_section().footer(2), 7, b"timer", bytes(24), 2)
+    wire.again(2, 2, "part").page(ZERO, MAIN).end_of_section().footer(2)
+    opaque(wire, 8, b"globalstate", PAUSED)
+    wire.again(3, 2, "end").end_of_section().footer(2).eof()
+    yield accept(
+        "section/opaque-between-parts",
+        wire,
+        "Bodies that only their footers delimit, with a PART and an END behind those.",
+        UNDESCRIBED,
+        findings=(
+            *found(wire, "timer.body", UNDESCRIBED, section="timer"),
+            *found(wire, "globalstate.body", UNDESCRIBED, section="globalstate"),
+        ),
+    )
 
 
 def _footer() -> Iterator[Vector]:
@@ -463,12 +478,56 @@ def _vmstate() -> Iterator[Vector]:
         "vmdesc.layout",
     )
     yield _device(
+        "vmstate/same-name",
+        "units",
+        bytes(range(4)),
+        '{"name": "n", "array_len": 3, "type": "uint8", "size": 1}, '
+        '{"name": "n", "array_len": 1, "type": "uint8", "size": 1}',
+        "Two arrays of the same name, which are not parts of an array of pointers.",
+        "vmdesc.layout",
+    )
+    yield _device(
+        "vmstate/pointer-array-one-by-one",
+        "timers",
+        b"\xff" * 8 + b"\x30" + b"\xff" * 8,
+        '{"name": "timers", "array_len": 3, "type": "timer", "size": 8}, '
+        '{"name": "timers", "type": "ptr-marker", "size": 1}, '
+        '{"name": "timers", "type": "timer", "size": 8}',
+        "An array of three pointers, the second null, whose other parts have no length of their own.",
+        "vmdesc.layout",
+    )
+    yield _device(
         "vmstate/pointer-array",
         "s390_css",
         b"\x30" + bytes(range(3)) * 256 + b"\x30",
         '{"name": "css", "array_len": 3, "type": "struct", "struct": {}, "size": 1}',
         "An array of pointers whose first is null and whose description says nothing of the rest.",
         "vmdesc.layout",
+    )
+    yield _device(
+        "vmstate/pointer-array-part-without-bytes",
+        "units",
+        b"\x07\x30",
+        '{"name": "unit", "array_len": 3, "type": "uint8", "size": 1}, '
+        '{"name": "unit", "type": "buffer", "size": 0}, '
+        '{"name": "unit", "type": "ptr-marker", "size": 1}',
+        "An array of three pointers, to a byte, to nothing that has bytes, and null.",
+        "vmdesc.layout",
+    )
+    array = _device(
+        "vmstate/pointer-array-of-one",
+        "s390_css",
+        b"\x30",
+        '{"name": "css", "array_len": 1, "type": "struct", "struct": {}, "size": 1}',
+        "",
+    )
+    wire = array.wire.put(b"\x30" * 900, "tail")
+    yield accept(
+        "vmstate/pointer-array-then-more",
+        wire,
+        "A null pointer, and bytes like it behind the stream.",
+        "vmstate.truncated",
+        findings=found(wire, "tail", "stream.trailing-data"),
     )
     inner = '"vmsd_name": "inner", "version": 2, "fields": [{"name": "x", "type": "uint8", '
     inner += '"size": 1}]'
@@ -510,6 +569,14 @@ def _vmdesc() -> Iterator[Vector]:
         wire.footer(3).eof().vmdesc({"page_size": 4096, "devices": [DATA]}),
         "A device of which the description gives only the size.",
         "vmdesc.json",
+        "vmdesc.layout",
+    )
+    wire = Wire().header().machine().section(4, 3, b"slirp", 0, 4).put(b"", "body")
+    device = {**DATA, "size": 0, "fields": []}
+    yield accept(
+        "vmdesc/size-only-zero",
+        wire.footer(3).eof().vmdesc({"page_size": 4096, "devices": [device]}),
+        "A device of no bytes, of which the description gives only the size.",
         "vmdesc.layout",
     )
     text = b'{"devices": [' + b" " * 109 + b"]}"
@@ -568,6 +635,17 @@ def _vmdesc() -> Iterator[Vector]:
         wire.vmdesc({"devices": devices}),
         "A device that comes three times and then as PART, with two entries and some that are "
         "nobody's.",
+        "section.version.differs-from-description",
+    )
+    wire = Wire().header().machine()
+    for body in (b"aaa", b"bbbb", b"ccccc", b"ddddd"):
+        wire.section(4, 3, b"slirp", 0, 4).put(body).footer(3)
+    sizes = [{**DATA, "size": size} for size in (3, 4, 5)]
+    nobody = [{**DATA, "name": []}, {**DATA, "instance_id": {}}]
+    yield accept(
+        "vmdesc/section-repeated-in-order",
+        wire.eof().vmdesc({"devices": [*nobody, *sizes]}),
+        "A device that comes four times, with three entries: the last one counts for the rest.",
         "section.version.differs-from-description",
     )
     wire = opaque(Wire().header().machine(), 3, b"slirp", b"abc").eof()
@@ -671,6 +749,54 @@ def _ram() -> Iterator[Vector]:
         "ram.blocks.total",
     )
 
+    for first, second, name in ((ZERO, PAGE, "zero-then-page"), (PAGE, ZERO, "page-then-zero")):
+        wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks(main=0x1000)
+        for address, kind in ((0, first), (1024, second), (3072, ZERO)):
+            content = pattern(1024) if kind == PAGE else b"\0"
+            wire.page(address | kind, None if address else MAIN, content)
+        yield accept(
+            f"ram/page-size-{name}",
+            wire.end_of_section().footer(2).eof(),
+            "Pages of 1 KiB, told by the first two page records, which are not of the same kind.",
+            "ram.page.misaligned",
+        )
+    wire = Wire().header().machine().page_bits(8).section(1, 2, b"ram", 0, 4)
+    wire.blocks(main=1 << 62).page(ZERO, MAIN)
+    for shift in range(8, 62):
+        wire.page(0x100 + (1 << shift) | ZERO).page(ZERO).page(ZERO)
+    yield accept(
+        "ram/zeros-that-jump",
+        wire.end_of_section().footer(2).eof(),
+        "Zero pages whose addresses differ in one bit from the one behind the page before, and a "
+        "page that comes again at once.",
+        "ram.page.outside-block",
+    )
+    wire = Wire().header().machine().page_bits(8).section(1, 2, b"ram", 0, 4)
+    wire.blocks(main=1 << 62).page(PAGE, MAIN, pattern(256))
+    for shift in range(8, 62, 6):
+        wire.page(1 << shift | PAGE, content=pattern(255) + bytes([shift]))
+    yield accept(
+        "ram/addresses",
+        wire.page((1 << 62) - 256 | PAGE, content=pattern(256)).end_of_section().footer(2).eof(),
+        "Pages all over a block of 2^62 bytes.",
+        "ram.page.outside-block",
+    )
+    for bits, name in ((8, "256-bytes"), (16, "64-kib")):
+        size = 1 << bits
+        wire = Wire().header().machine().page_bits(bits)
+        wire.section(1, 2, b"ram", 0, 4).blocks(main=900 * size).page(ZERO, MAIN)
+        for number in range(1, 900):
+            # So many that a reader may take them together; but for one, and one of another byte.
+            if number != 400:
+                wire.page(number * size | ZERO, content=b"\1" if number == 650 else b"\0")
+        yield accept(
+            f"ram/zeros-of-{name}",
+            wire.end_of_section().footer(2).eof(),
+            f"900 zero pages of {size} bytes, but for one that is left out and one of another byte.",
+            "ram.page.outside-block",
+            findings=found(wire, "page.content#650", "ram.zero.fill", section="ram"),
+        )
+
 
 # RAM without block names (until 0.12)
 
@@ -705,6 +831,16 @@ def _ram_plain() -> Iterator[Vector]:
         Wire().header(1).record(b"ram", 0, 1, Wire().plain_ram()),
         "A RAM of version 1 of no bytes.",
         "ram.size",
+        dialect="v1",
+    )
+    body = Wire().plain_ram(*PAGES).put(b"r", "rest")
+    wire = Wire().header(1).record(b"ram", 0, 1, body).record(b"timer", 0, 1, pattern(16))
+    yield accept(
+        "ram/v1-rest-of-one-byte",
+        wire,
+        "A byte of the record behind RAM of version 1, which is reported.",
+        "record.body.rest",
+        findings=found(wire, "rest", "record.body.rest", section="ram"),
         dialect="v1",
     )
     body = Wire().plain_ram(*PAGES).put(b"rest", "rest")
@@ -891,11 +1027,31 @@ def _ram_words() -> Iterator[Vector]:
     wire = Wire().header().section(1, 2, b"ram", 0, 3).word(0x2004, "blocks").word(ZERO)
     wire.put(b"\0").word(0x2004, "blocks").word(0x10, "start.eos")
     wire.again(3, 2, "end").word(0x2004, "blocks").word(0x10, "end.eos")
+    empty = Wire().header().section(1, 2, b"ram", 0, 3).word(4, "blocks").word(0x10, "start.eos")
+    yield accept(
+        "ram/v3-empty",
+        empty.again(3, 2, "end").word(4, "blocks").word(0x10, "end.eos").eof(),
+        "A RAM of version 3 of no bytes.",
+        "ram.size.differs",
+        dialect="v3-ram3",
+    )
     yield accept(
         "ram/v3-size-repeated",
         wire.eof(),
         "RAM of version 3 that states its size three times.",
         "ram.size.differs",
+        dialect="v3-ram3",
+    )
+    wire = Wire().header().section(1, 2, b"ram", 0, 3).word(1 << 62 | 4, "blocks")
+    for shift in (12, 20, 28, 36, 44, 52, 60):
+        wire.word(1 << shift | PAGE).put(pattern(4095) + bytes([shift]))
+        if shift == 12:
+            wire.word(2 << shift | ZERO).put(b"\0")
+    yield accept(
+        "ram/v3-addresses",
+        wire.word(0x10, "eos").eof(),
+        "Pages all over a RAM of version 3 of 2^62 bytes.",
+        "ram.page.outside-block",
         dialect="v3-ram3",
     )
     mixed = Wire().header().section(4, 1, b"ram", 0, 1).append(Wire().plain_ram(0, 0x11))
@@ -945,6 +1101,15 @@ def _block() -> Iterator[Vector]:
         "has a sector that says nothing.",
         "block.truncated",
         "block.flags",
+        dialect="v3-2008",
+    )
+    wire = Wire().header().section(1, 1, b"block", 0, 1).word(5 << 9 | 1, "device")
+    wire.name(b"ide0-hd0", "device.name").put(pattern(4096) * 256, "contents")
+    yield accept(
+        "block/contents",
+        wire.word(2, "eos").eof(),
+        "A piece of a disk with its contents, which have 1 MiB, no less.",
+        "block.truncated",
         dialect="v3-2008",
     )
     wire = Wire().header().machine().section(1, 1, b"block", 0, 1).word(2, "eos").footer(1)
@@ -1026,6 +1191,22 @@ def _known() -> Iterator[Vector]:
         "one behind which a FULL does.",
         "section.id.unknown",
     )
+    wire = device(Wire().header(), 1, b"i8259", 1, PIC[:15])
+    yield known(
+        "layout-by-idstr",
+        timer(timer(timer(device(wire, 0x04000001, b"i2c_bus", 1, PIC[1:2]), 2), 3), 4).eof(),
+        "The layout is the one behind which a FULL begins whose idstr is text, not the one behind "
+        "which its id would make another.",
+    )
+    wire = device(Wire().header(), 1, b"i8259", 1, PIC[:15])
+    device(wire, 2, b" ~", 1, b"abc").eof()
+    yield known(
+        "layout-by-idstr-printable",
+        wire,
+        "The layout is the one behind which a FULL begins whose idstr has the first and the last "
+        "character that is text.",
+        findings=found(wire, " ~.body", UNDESCRIBED, UNDELIMITED, section=" ~"),
+    )
     wire = device(Wire().header(), 1, b"ps2kbd", 3, PS2)
     wire.put(LED_STATE, "led").put(be32(3), "led.version").put(be32(0xFFFFFFFF), "level")
     yield known(
@@ -1095,6 +1276,16 @@ def _htab() -> Iterator[Vector]:
         "htab/chunks",
         wire.eof(),
         "A hash table: its size, then two chunks, then none.",
+        "htab.truncated",
+    )
+    wire = Wire().header().machine(b"pseries").section(1, 22, b"spapr/htab", 0, 1)
+    wire.put(be32(18), "shift").footer(22).again(3, 22, "end").put(be32(0), "header")
+    wire.put(be32(0) + be16(1) + be16(0), "valid").put(pattern(16), "entries")
+    wire.put(be32(0) + be16(0) + be16(2), "invalid").put(be32(3) + bytes(4), "index")
+    yield accept(
+        "htab/chunks-of-one-number",
+        wire.put(bytes(8), "end.end").footer(22).eof(),
+        "Chunks with but one number that is not 0, none of which is the last.",
         "htab.truncated",
     )
     none = be32(0xFFFFFFFF)
@@ -1246,6 +1437,29 @@ def _legacy() -> Iterator[Vector]:
         Wire().header(2).put(be64(0)),
         "Version 2 with a total length of 0.",
         "record.outside-total",
+        dialect="v2",
+    )
+    # The last four bytes of a zlib stream are a checksum: without them it has not ended.
+    records = (
+        chunked_record(4096, *split(stored(TEXT)[:-4], 2000), rest=b"\xfa"),
+        Wire().record(b"n" * 0xBE, 0, 1, b""),
+    )
+    wire = v2_of(*records)
+    yield accept(
+        "ram/v2-rest-like-a-chunk",
+        wire,
+        "A byte of the record behind RAM of version 2, with which, and the first one of the next "
+        "record, a chunk would begin.",
+        "record.body.rest",
+        findings=found(wire, "rest", "record.body.rest", section="ram"),
+        dialect="v2",
+    )
+    yield accept(
+        "legacy/v2-last-empty",
+        v2_of(Wire().record(b"timer", 0, 2, pattern(24)), Wire().record(b"none", 0, 1, b"")),
+        "A last record without a body, whose head ends where the total length does.",
+        "record.outside-total",
+        "record.truncated",
         dialect="v2",
     )
     yield accept(

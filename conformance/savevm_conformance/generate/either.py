@@ -115,6 +115,16 @@ def _description() -> Iterator[Vector]:
             _DISCARDED,
             at="vmdesc.text",
         )
+    nested = b'{"devices": [], "x": 0, "x": ' + b"[" * 128 + b"]" * 128 + b"}"
+    yield _either(
+        "limit/vmdesc-depth-129-in-keys-twice",
+        "limit.vmdesc-depth",
+        empty,
+        Describe(text, nested),
+        "A description nested 129 levels deep behind a key that stands twice.",
+        _DISCARDED,
+        at="vmdesc.text",
+    )
     wire = Wire().header().machine().eof().put(b"\x09\0\0\0\0", "tail")
     yield accept(
         "vmdesc/type-9-behind-eof",
@@ -132,6 +142,7 @@ def _layout() -> Iterator[Vector]:
     for name, old, new, what in (
         ("name-absent", b'"name": "head", ', b"", "A field without name."),
         ("name-number", b'"name": "head"', b'"name": 1', "A field whose name is a number."),
+        ("name-object", b'"name": "head"', b'"name": {}', "A field whose name is an object."),
         ("type-absent", b'"type": "timer", ', b"", "A field without type."),
         ("size-absent", b'"type": "bool", "size": 1', b'"type": "bool"', "A field without size."),
         ("size-negative", b'"bool", "size": 1', b'"bool", "size": -1', "A negative size."),
@@ -218,6 +229,16 @@ def _layout() -> Iterator[Vector]:
         accepts()["vmdesc/size-only"],
         Describe(b'"instance_id": 0, "size": 3, ', b'"instance_id": 0, '),
         "A device with neither fields of its own nor a size.",
+        _DISCARDED,
+        section="slirp",
+        at="body",
+    )
+    yield _either(
+        "vmdesc/layout-device-size-negative",
+        "vmdesc.layout",
+        accepts()["vmdesc/size-only"],
+        Describe(b'"instance_id": 0, "size": 3, ', b'"instance_id": 0, "size": -1, '),
+        "A device without fields of its own whose size is negative.",
         _DISCARDED,
         section="slirp",
         at="body",

@@ -8,6 +8,7 @@ from savevm_conformance.generate.model import (
     Accepted,
     Change,
     Cut,
+    Describe,
     Drop,
     Insert,
     Keep,
@@ -535,6 +536,15 @@ def _vmstate() -> Iterator[Vector]:
             what,
             section="units",
         )
+    yield reject(
+        "vmstate/pointer-array-overruns",
+        "vmstate.truncated",
+        accepts()["vmstate/pointer-array-then-more"],
+        Describe(b'"array_len": 1', b'"array_len": 2000'),
+        "An array of more pointers than the input has bytes; the last that are there are null.",
+        section="s390_css",
+        at=END,
+    )
     for name, skip, marker, what in (
         ("list-marker-02", 0, 0x02, "A list element that begins with 02."),
         ("list-too-short", 3, 0x00, "A list that ends before its second described element."),
@@ -614,6 +624,7 @@ def _ram() -> Iterator[Vector]:
         ("page#3", 0x5000, "A page with contents beyond its block."),
         ("page#5", 0xF000, "A page right behind the end of the second block."),
         ("page#4", 0xFFFFFFFFFFFFF000, "A page at the highest address there is."),
+        ("page#2", 1 << 63, "A page whose address has but the highest bit."),
     ):
         kind = {"page#2": 0x22, "page#3": 0x28, "page#4": 0x22, "page#5": 0x02}[mark]
         yield ram(
@@ -958,7 +969,7 @@ def _ram_words() -> Iterator[Vector]:
             Set("word#2", be64(0x1000 | bits | 2)),
             f"A page address of version 3 with {bits:#x} below the page size.",
         )
-    for address in (0x8000, 0xFFFFFFFFFFFFF000):
+    for address in (0x8000, 1 << 63, 0xFFFFFFFFFFFFF000):
         yield ram(
             f"page-outside-{address:x}",
             "ram.page.outside-block",
@@ -980,6 +991,14 @@ def _ram_words() -> Iterator[Vector]:
         accepts()["ram/v3-size-repeated"],
         Set("blocks#3", be64(0x3004)),
         "RAM of version 3 that states another size in its END.",
+        section="ram",
+    )
+    yield reject(
+        "ram/v3-size-differs-from-none",
+        "ram.size.differs",
+        accepts()["ram/v3-empty"],
+        Set("blocks#2", be64(0x3004)),
+        "RAM of version 3 that states a size in its END, and none in its START.",
         section="ram",
     )
     for size in (1 << 63, 2**64 - 256):

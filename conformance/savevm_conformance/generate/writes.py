@@ -27,8 +27,9 @@ _FEATURES = {
     "v3-ram3": [],
     "v3-2008": [],
     "v2": ["version-2"],
+    "v1": ["version-1"],
 }
-_RAM_VERSION = {"v3-ram3": 3, "v3-2008": 2, "v2": 2}
+_RAM_VERSION = {"v3-ram3": 3, "v3-2008": 2, "v2": 2, "v1": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,18 @@ class Write:
         """What there must be in the stream."""
         if self.refused:
             return {"verdict": "write", "outcome": "reject"}
-        lines = [section_line("ram", 0, self.ram_version)] if self.state["ram"] else []
+        footer = self.state["dialect"] == "v3-configuration"
+        whole = "record" if self.state["dialect"] == "v2" else "full"
+        kinds = (whole,) if self.ram_version < 3 else ("start", "end")
+        ram = ("ram", 0, self.ram_version)
+        # What is sent while the machine runs comes before the devices.
+        lines = [section_line(k, *ram, footer=footer) for k in kinds if self.state["ram"]]
         for device in self.state["devices"]:
             body = device.get("body")
             seen = canonical(device["state"]) if body is None else bytes.fromhex(body)
             key = (device["idstr"], device["instance_id"], device["version_id"])
-            lines.append(section_line(*key, hashlib.sha256(seen).hexdigest()))
+            digest = hashlib.sha256(seen).hexdigest()
+            lines.append(section_line(whole, *key, digest, footer=footer))
         return {
             "verdict": "write",
             "outcome": "written",
@@ -201,6 +208,19 @@ def _ram() -> Iterator[Write]:
             "1100 pages, more than one write takes.",
             [_block(MAIN, 1100 * 4096, _filled(0, 0xA5, 1), _filled(600 * 4096, 1, 500))],
         ),
+        (
+            "above-16-mib",
+            "Pages whose addresses have more than 24 bits, with and without contents.",
+            [
+                _block(
+                    MAIN,
+                    36 << 20,
+                    _filled(0x1000, 2, 4095),
+                    _page(17 << 20, pattern(4096)),
+                    _filled(33 << 20, 1),
+                )
+            ],
+        ),
     ):
         yield Write("ram", slug, what, rules, _state(ram=blocks))
     for size in (1024, 8192, 65536):
@@ -285,6 +305,39 @@ def _legacy() -> Iterator[Write]:
             f"RAM in one block, in the dialect {dialect}.",
             ("ram.truncated", "header.version"),
             _state(ram=[single], dialect=dialect),
+        )
+    yield Write(
+        "legacy",
+        "v1",
+        "Version 1, which nobody writes.",
+        ("header.version",),
+        _state(dialect="v1"),
+        refused=True,
+    )
+    yield Write(
+        "legacy",
+        "v2-devices",
+        "Records of devices, one without a body, behind that of RAM.",
+        ("record.truncated", "record.outside-total"),
+        _state(_device("board", pattern(30)), _device("none", b""), ram=[single], dialect="v2"),
+    )
+    odd = _block(b"ram", 0x4400, _filled(0x4000, 0x5A, size=1024))
+    for dialect in ("v3-2008", "v2"):
+        yield Write(
+            "legacy",
+            f"{dialect}-size-4400",
+            f"RAM of whole blocks of 1 KiB, but not of whole pages, in the dialect {dialect}.",
+            ("ram.size",),
+            _state(ram=[odd], dialect=dialect),
+        )
+    for dialect, length in (("v3-ram3", 0x4400), ("v3-2008", 0x4200), ("v2", 1 << 32)):
+        yield Write(
+            "legacy",
+            f"{dialect}-size-{length:x}",
+            f"RAM of {length:#x} bytes in the dialect {dialect}, which has no form for that.",
+            ("ram.size",),
+            _state(ram=[_block(b"ram", length)], dialect=dialect),
+            refused=True,
         )
     for dialect in ("v3-ram3", "v3-2008", "v2"):
         yield Write(
