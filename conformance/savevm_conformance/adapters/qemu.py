@@ -488,12 +488,22 @@ def _images(wanted: Memory, places: dict[str, Piece], directory: Path) -> list[s
     return options
 
 
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _poke(machine: Machine, wanted: Memory, places: dict[str, Piece]) -> None:
     """Fill blocks of a machine with ``_QTEST``; raises `Refused`, `Silent`."""
-    with socket.socket(socket.AF_UNIX) as wire:
+    with _opened(machine.directory) as directory, socket.socket(socket.AF_UNIX) as wire:
         wire.settimeout(ANSWER)
         try:
-            wire.connect(str(machine.directory / "qtest"))
+            # The name of a socket has 108 bytes at most, and directories can lie deep.
+            wire.connect(f"/proc/self/fd/{directory}/qtest")
             with wire.makefile("rwb") as both:
                 for line in _strokes(wanted, places):
                     both.write(line.encode() + b"\n")

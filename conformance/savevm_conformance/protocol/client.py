@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -52,6 +53,7 @@ class Adapter:
         self._process: subprocess.Popen[bytes] | None = None
         self._errors: BinaryIO
         self._held = b""
+        self._place = ""
 
     def hello(self) -> dict[str, Any]:
         """Who it is and what it can; raises `AdapterError`."""
@@ -98,6 +100,7 @@ class Adapter:
             with contextlib.suppress(OSError):
                 pipe.close()
         self._errors.close()
+        shutil.rmtree(self._place, ignore_errors=True)
 
     def interrupt(self) -> None:
         """End it from another thread: who waits for its reply gets an `AdapterError`."""
@@ -112,16 +115,20 @@ class Adapter:
             self._errors = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
             fcntl.fcntl(self._errors, fcntl.F_SETFL, os.O_APPEND)
             self._held = b""
+            # For what it could not remove itself, if it is killed.
+            self._place = tempfile.mkdtemp(prefix="savevm-")
             try:
                 self._process = subprocess.Popen(
                     self.argv,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
+                    env=os.environ | {"TMPDIR": self._place},
                     start_new_session=True,
                 )
             except OSError as error:
                 self._errors.close()
+                os.rmdir(self._place)
                 raise AdapterError("error", f"{self.argv[0]}: {error.strerror}") from error
         return self._process
 
