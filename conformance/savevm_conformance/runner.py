@@ -196,7 +196,7 @@ def run_case(
     features = set(target.features) if case.machine is None or role == "reader" else case.requires
     lacks = sorted(case.requires - features)
     if lacks:
-        judgement = Judgement("skip", said(case.expect), f"it does not know {', '.join(lacks)}")
+        judgement = Judgement("skip", said(case.expect), f"it does not declare {', '.join(lacks)}")
     elif role in ("reader", "loader"):
         reply = crew.ask(target.target, case.message(role))
         judgement = judge(case, role, target, reply)

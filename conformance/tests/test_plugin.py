@@ -84,7 +84,7 @@ def test_nothing_without_the_option(run: Run, pytester: pytest.Pytester) -> None
 def test_skips_tell_why(run: Run) -> None:
     result = run(TARGET, "--savevm-area=configuration", "-rs")
     assert result.parseoutcomes()["skipped"] > 10
-    result.stdout.fnmatch_lines(["SKIPPED * it does not know *ram-4*", "SKIPPED * type 5"])
+    result.stdout.fnmatch_lines(["SKIPPED * it does not declare *ram-4*", "SKIPPED * type 5"])
     assert result.ret == 0
 
 

@@ -244,7 +244,7 @@ def test_what_is_required_and_lacking_is_skipped(few: Path, adapter: Adapter) ->
     path.write_text(path.read_text().replace("requires = []", 'requires = ["colo", "ram-4"]'))
     result = invoke("--json", "--rule", "header.truncated", "reference", "spec")
     skipped = [line for line in lines(result) if line["outcome"] == "skip"]
-    assert [line["got"] for line in skipped] == 2 * ["it does not know colo"]
+    assert [line["got"] for line in skipped] == 2 * ["it does not declare colo"]
     assert result.exit_code == 0
     assert invoke("--case", "header/reject/empty").exit_code == 2
 

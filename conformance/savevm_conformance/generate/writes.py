@@ -167,14 +167,20 @@ def _stream() -> Iterator[Write]:
         ("stream.truncated", "footer.id", "section.truncated", "vmdesc.json", "vmdesc.layout"),
         _state(*devices, ram=[_MAIN, _block(ROM, ROM_LENGTH)]),
     )
-    yield Write(
-        "stream",
-        "spike",
-        "The contents of RAM of a machine that QEMU has, too.",
-        ("stream.truncated", "ram.truncated"),
-        _state(ram=[_MAIN]),
-        machine=SPIKE,
-    )
+    for slug, what, pages in (
+        ("spike", "pages with contents and of one byte", _MAIN["pages"]),
+        ("spike-zero", "nothing but zeros", []),
+        ("spike-last-byte", "one byte, the last", [_page(0x3000, bytes(4095) + b"\1")]),
+        ("spike-filled", "one byte everywhere, not 00", [_filled(0, 0xA5, 4)]),
+    ):
+        yield Write(
+            "stream",
+            slug,
+            f"The RAM of a machine that QEMU has, too: {what}.",
+            ("stream.truncated", "ram.truncated"),
+            _state(ram=[_block(MAIN, MAIN_LENGTH, *pages)]),
+            machine=SPIKE,
+        )
 
 
 def _ram() -> Iterator[Write]:
