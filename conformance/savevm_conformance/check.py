@@ -69,6 +69,8 @@ def check_adapter(argv: Sequence[str], cases: Sequence[Case]) -> list[str]:
                 problems.append(f"{what} does not end it")
             elif code != 0:
                 problems.append(f"{what}: exit code {code}, not 0")
+            elif adapter.last_words:
+                problems.append(f"{what} has no reply, but it wrote {adapter.last_words!r}")
     except AdapterError as error:
         problems.append(f"{error.outcome}: {error}")
     finally:

@@ -277,7 +277,8 @@ def check(context: click.Context, command: tuple[str, ...]) -> None:
         ) from error
     for problem in problems:
         click.echo(plain(problem))
-    click.echo(f"{len(problems)} problems" if problems else "it speaks the protocol")
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+    click.echo(count if problems else "it speaks the protocol")
     context.exit(1 if problems else 0)
 
 

@@ -1,6 +1,7 @@
 """Whether what a target says of a case is what the rules say."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,7 +63,7 @@ def judge(case: Case, role: str, target: Target, reply: dict[str, Any]) -> Judge
 def _neither(reply: dict[str, Any], expected: str) -> Judgement:
     """Of a reply that is no answer to the question."""
     got = reply["outcome"]
-    why = str(reply.get("why", f"the outcome {got[:_WIDTH]!r}"))[:_WHY]
+    why = str(reply.get("why", f"the outcome {got[:_WIDTH]!r}, which is none here"))[:_WHY]
     return Judgement(got if got in NO_ANSWER else "error", expected, why)
 
 
@@ -93,12 +94,14 @@ def _difference(expected: Any, got: Any) -> list[str]:
             f"{key}: {got.get(key, 'absent')}, not {expected.get(key, 'absent')}" for key in keys
         ]
     if isinstance(expected, list) and isinstance(got, list):
-        for line, other in zip(expected, got, strict=False):
-            if line != other:
-                return [f"{other}, not {line}"]
-        where = f"behind {min(len(expected), len(got))} of them"
-        return [f"{len(got)}, not {len(expected)}: they differ {where}"]
-    return [f"{got!r}, not {expected!r}"]
+        for one, other in zip(expected, got, strict=False):
+            if one != other:
+                return [f"{_entry(other)}, not {_entry(one)}"]
+        missing, more = expected[len(got) :], got[len(expected) :]
+        return [f"missing: {_entry(each)}" for each in missing] + [
+            f"too many: {_entry(each)}" for each in more
+        ]
+    return [f"{_entry(got)}, not {_entry(expected)}"]
 
 
 def said(verdict: dict[str, Any]) -> str:
@@ -110,22 +113,25 @@ def said(verdict: dict[str, Any]) -> str:
         if "offset" in verdict:
             words.append(f"at {verdict['offset']}")
         if verdict.get("section") is not None:
-            words.append(f"in {verdict['section']!r}")
+            words.append(f"in {json.dumps(verdict['section'])}")
         if "detail" in verdict:
             words.append(f"({verdict['detail']})")
     elif kind == "accept":
         words += [str(verdict["dialect"])] if "dialect" in verdict else []
         findings = verdict.get("findings")
         if isinstance(findings, list) and findings:
-            words += ["with", ", ".join(map(_finding, findings))]
+            words += ["with", ", ".join(map(_entry, findings))]
     return " ".join(words)[:_WIDTH]
 
 
-def _finding(finding: Any) -> str:
+def _entry(value: Any) -> str:
+    """A part of a verdict: as in JSON, or of a finding what there is and where."""
     try:
-        return f"{finding['rule']} at {finding['offset']}"
-    except (KeyError, TypeError):
-        return str(finding)
+        section = value.get("section")
+        where = "" if section is None else f" in {json.dumps(section)}"
+        return f"{value['rule']} at {value['offset']}{where}"
+    except (AttributeError, KeyError):
+        return json.dumps(value)
 
 
 def judge_writing(case: Case, reply: dict[str, Any]) -> Judgement | None:

@@ -561,9 +561,9 @@ def test_a_loader_is_held_to_what_binds_loaders() -> None:
     [
         ({"outcome": "skip", "why": "x"}, "skip", "x"),
         ({"outcome": "timeout", "why": "x"}, "timeout", "x"),
-        ({"outcome": "error"}, "error", "the outcome 'error'"),
-        ({"outcome": "written"}, "error", "the outcome 'written'"),
-        ({"outcome": "pass"}, "error", "the outcome 'pass'"),
+        ({"outcome": "error"}, "error", "the outcome 'error', which is none here"),
+        ({"outcome": "written"}, "error", "the outcome 'written', which is none here"),
+        ({"outcome": "pass"}, "error", "the outcome 'pass', which is none here"),
     ],
 )
 def test_what_is_no_answer(reply: dict[str, Any], outcome: str, got: str) -> None:
@@ -614,7 +614,7 @@ def test_writers() -> None:
 def test_verdicts_in_a_line() -> None:
     assert (
         said({**REJECT, "section": "ram", "detail": "x"})
-        == "reject a.b truncated at 1 in 'ram' (x)"
+        == 'reject a.b truncated at 1 in "ram" (x)'
     )
     found = {"rule": "a.b", "offset": 1, "section": None}
     assert (

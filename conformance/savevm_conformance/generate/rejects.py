@@ -258,6 +258,46 @@ def _section() -> Iterator[Vector]:
         "An idstr of no bytes.",
         at="globalstate.idstr.length",
     )
+    # Of a stream that needs nothing but the head of a section.
+    alone = accepts()["stream/undelimited"]
+    for byte, rule, plus, what in (
+        (0x02, "section.id.unknown", 1, "A PART as the first record."),
+        (0x03, "section.id.unknown", 1, "An END as the first record."),
+        (0x05, "section.type", 0, "A subsection as the first record."),
+        (0x06, "vmdesc.misplaced", 0, "A description as the first record."),
+        (0x09, "section.type", 0, "A first record of type 09."),
+        (0x7E, "footer.unexpected", 0, "A footer as the first record."),
+    ):
+        yield reject(
+            f"section/first-{byte:02x}",
+            rule,
+            alone,
+            Set("board.type", bytes([byte])),
+            what,
+            plus=plus,
+        )
+    yield reject(
+        "section/first-idstr-empty",
+        "section.idstr.empty",
+        alone,
+        Rename("board.idstr", b""),
+        "An idstr of no bytes in the first section.",
+        at="board.idstr.length",
+    )
+    for name, change, section, what in (
+        ("id-cut", Cut("board.id", 3), None, "three bytes of the id"),
+        ("idstr-absent", Cut("board.idstr"), None, "the length of the idstr"),
+        ("instance-absent", Cut("board.instance"), "board", "the idstr"),
+        ("version-cut", Cut("board.version", 3), "board", "three bytes of the version"),
+    ):
+        yield reject(
+            f"section/first-{name}",
+            "section.truncated",
+            alone,
+            change,
+            f"The input ends behind {what} of the first section.",
+            section=section,
+        )
     for name, mark in (("part", "part.id"), ("end", "end.id")):
         yield reject(
             f"section/{name}-id-unknown",

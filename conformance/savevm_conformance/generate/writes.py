@@ -169,7 +169,6 @@ def _stream() -> Iterator[Write]:
     )
     for slug, what, pages in (
         ("spike", "pages with contents and of one byte", _MAIN["pages"]),
-        ("spike-zero", "nothing but zeros", []),
         ("spike-last-byte", "one byte, the last", [_page(0x3000, bytes(4095) + b"\1")]),
         ("spike-filled", "one byte everywhere, not 00", [_filled(0, 0xA5, 4)]),
     ):

@@ -22,10 +22,12 @@ __all__ = ["Adapter", "AdapterError"]
 START: Final = 30.0
 END: Final = 5.0
 _LOOK: Final = 0.05
-# Bytes of the longest line that is taken, of what is kept of standard error and is told of it.
+# Bytes of the longest line that is taken, of what is kept of standard error and is told of it, and
+# of what is shown of standard output.
 _LINE: Final = 64 << 20
 _KEPT: Final = 64 << 20
 _TAIL: Final = 2000
+_SHOWN: Final = 200
 _NAMES: Final = ("name", "version")
 
 
@@ -54,6 +56,7 @@ class Adapter:
         self._errors: BinaryIO
         self._held = b""
         self._place = ""
+        self.last_words = b""
 
     def hello(self) -> dict[str, Any]:
         """Who it is and what it can; raises `AdapterError`."""
@@ -75,14 +78,23 @@ class Adapter:
         """Have it end by itself: its exit code, None where it had to be killed or was not running.
 
         Without a ``word`` only its standard input ends, as when the suite itself was killed.
+        ``last_words`` is then what it has answered to that, which should be nothing.
         """
         if (process := self._process) is None:
             return None
         assert process.stdin is not None
+        assert process.stdout is not None
         try:
-            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
-                pipe.write(b'{"cmd":"bye"}\n' if word else b"")
-            return process.wait(END)
+            with contextlib.suppress(BrokenPipeError):
+                if word:
+                    process.stdin.write(b'{"cmd":"bye"}\n')
+                    process.stdin.flush()
+                else:
+                    process.stdin.close()
+            code = process.wait(END)
+            os.set_blocking(process.stdout.fileno(), False)
+            self.last_words = self._held + (process.stdout.read(_SHOWN) or b"")
+            return code
         except subprocess.TimeoutExpired:
             return None
         finally:
@@ -149,7 +161,8 @@ class Adapter:
             if not isinstance(reply, dict):
                 raise ValueError("not an object")
         except (ValueError, RecursionError) as error:
-            raise self._failed("error", f"{error}: {line[:200]!r}") from error
+            why = f"the reply is no JSON object ({error}): {line[:_SHOWN]!r}"
+            raise self._failed("error", why) from error
         return reply
 
     def _line(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:
@@ -162,7 +175,8 @@ class Adapter:
         while b"\n" not in pieces[-1]:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise self._failed("timeout", f"no answer within {seconds:g} s")
+                why = f"no answer within {seconds:g} s; does it flush its output?"
+                raise self._failed("timeout", why)
             if self._memory is not None and resident(process.pid) > self._memory:
                 raise self._failed("memory", f"it took more than {self._memory >> 20} MiB")
             if self._errors.seek(0, os.SEEK_END) > _KEPT:

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from savevm_conformance.report.words import STATES, State, called, name, plain, state
+from savevm_conformance.report.words import STATES, State, called, counted, name, plain, state
 from savevm_conformance.results import Report, Result
 
 # More failures are folded.  Only so many, with so many characters, are told: GitHub takes no summary
@@ -55,14 +55,11 @@ def _folded(title: str, body: Sequence[str]) -> str:
 
 
 def _verdict(report: Report) -> str:
-    said = f"{len(report.results)} results on vectors"
-    if report.streams:
-        said += f", {len(report.streams)} streams"
     word = "failed" if report.failures else "passed" if report.ran else "nothing run"
     lines = [f"## Conformance: {word}"]
     failed = f"**{report.failures} failures** of " if report.failures else ""
     by = ", ".join(filter(None, [_text(f"savevm {report.suite}"), _text(report.date)]))
-    lines.append(f"{failed}{said} ({by}).")
+    lines.append(f"{failed}{counted(report)} ({by}).")
     return "\n\n".join(lines)
 
 

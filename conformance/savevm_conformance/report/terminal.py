@@ -2,13 +2,15 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from savevm_conformance.cases import VERDICTS
-from savevm_conformance.report.words import called, name, plain, state
+from savevm_conformance.locate import vectors_directory
+from savevm_conformance.report.words import called, counted, name, plain, state
 from savevm_conformance.results import Report, Result, StreamResult
 
 # Cases that are named behind a reason which many share, and reasons to skip that are told.
@@ -85,6 +87,8 @@ def _matrix(report: Report) -> Table:
 def _failure(result: Result, console: Console) -> None:
     word = state(result)
     _say(console, f"[red]{word}[/] {_said(result.target)} [bold]{_said(name(result))}[/]")
+    with suppress(FileNotFoundError):
+        _say(console, f"  vector   {_said(str(vectors_directory() / result.case))}")
     _say(console, f"  expected {_said(result.expected)}")
     _say(console, f"  got      {_said(result.got)}")
     for line in result.detail:
@@ -135,17 +139,12 @@ def _streams(streams: Sequence[StreamResult], console: Console) -> None:
 
 
 def _verdict(report: Report, console: Console) -> None:
-    what = f"{len(report.results)} results on vectors"
-    if report.streams:
-        what += f", {len(report.streams)} streams"
     words: Counter[str] = Counter(state(result) for result in report.results)
-    kept = [
-        f"{words[word]} {said}"
-        for word, said in (("skip", "skipped"), ("known", "known to fail"))
-        if words[word]
-    ]
-    if kept:
-        what += f" ({', '.join(kept)})"
+    what = counted(report)
+    if words["known"]:
+        what += f" ({words['known']} known to fail)"
+    if words["skip"]:
+        what += f"; {words['skip']} skipped"
     if report.failures:
         _say(console, f"[bold red]FAILED[/]: {report.failures} of {what}")
     elif not report.ran:

@@ -3,9 +3,9 @@
 import re
 from typing import Final, Literal
 
-from savevm_conformance.results import Outcome, Result, Target
+from savevm_conformance.results import Outcome, Report, Result, Target
 
-__all__ = ["STATES", "State", "called", "name", "plain", "state"]
+__all__ = ["STATES", "State", "called", "counted", "name", "plain", "state"]
 
 State = Outcome | Literal["known", "unexpected"]
 # The worst first.
@@ -44,3 +44,11 @@ def called(target: Target) -> str:
 def plain(text: str) -> str:
     r"""The text with control characters, surrogates and noncharacters as ``\x1b``, ``\ud800``."""
     return _UNSPEAKABLE.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def counted(report: Report) -> str:
+    """How much was run."""
+    words = [f"{report.ran - len(report.streams)} results on vectors"]
+    if report.streams:
+        words.append(f"{len(report.streams)} streams")
+    return ", ".join(words)
