@@ -21,7 +21,10 @@ ALLOWED = {
     "savevm_conformance": {"savevm_conformance", "savevm_spec"},
     # Runs the reference in this process.
     "savevm_conformance.adapters": {"savevm_conformance", "savevm_spec", "savevm"},
-    "savevm_fuzz": {"savevm_fuzz", "savevm_spec"},
+    "savevm_fuzz": {"savevm_fuzz", "savevm_conformance", "savevm_spec"},
+    # Run the reference in this process, too.
+    "savevm_fuzz.coverage": {"savevm_fuzz", "savevm_conformance", "savevm_spec", "savevm"},
+    "savevm_fuzz.targets": {"savevm_fuzz", "savevm_conformance", "savevm_spec", "savevm"},
 }
 OURS = {prefix.partition(".")[0] for prefix in ALLOWED}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +11,15 @@ from savevm_conformance.protocol import NO_ANSWER
 from savevm_conformance.results import Outcome, Target
 from savevm_conformance.targets import OURS
 
-__all__ = ["COMPARED", "Judgement", "judge", "judge_writing", "judge_written", "said"]
+__all__ = [
+    "COMPARED",
+    "Judgement",
+    "differences",
+    "judge",
+    "judge_writing",
+    "judge_written",
+    "said",
+]
 
 # What is compared of a verdict, if the target says it and the expectation has it.
 COMPARED: Final = {
@@ -56,7 +65,7 @@ def judge(case: Case, role: str, target: Target, reply: dict[str, Any]) -> Judge
         return Judgement("pass", "accept or reject", said(reply))
     if role == "loader":
         reply = _only_listed(expect, reply)
-    wrong = [f"{verdict} expected"] if got != verdict else _differences(expect, reply, target)
+    wrong = [f"{verdict} expected"] if got != verdict else differences(expect, reply, target.says)
     return Judgement("fail" if wrong else "pass", said(expect), said(reply), tuple(wrong))
 
 
@@ -67,10 +76,11 @@ def _neither(reply: dict[str, Any], expected: str) -> Judgement:
     return Judgement(got if got in NO_ANSWER else "error", expected, why)
 
 
-def _differences(expect: dict[str, Any], reply: dict[str, Any], target: Target) -> list[str]:
+def differences(expect: dict[str, Any], reply: dict[str, Any], says: Sequence[str]) -> list[str]:
+    """Where a reply with the outcome that was expected is another one, of what its target says."""
     wrong: list[str] = []
-    for key in COMPARED[expect["verdict"]]:
-        if key not in target.says or key not in expect:
+    for key in COMPARED[reply["outcome"]]:
+        if key not in says or key not in expect:
             continue
         if key not in reply:
             wrong.append(f"it does not say its {key}, as it said that it would")

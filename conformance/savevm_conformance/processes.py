@@ -1,5 +1,6 @@
 """Processes and what they have started, as Linux tells of them."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -10,11 +11,11 @@ def descendants(pid: int) -> list[int]:
     """The processes below one, parents before their children; none where the system does not say."""
     found = [pid]
     for parent in found:
-        for task in Path("/proc", str(parent), "task").glob("*/children"):
-            try:
-                found += map(int, task.read_text().split())
-            except OSError:
-                continue
+        # It can end at any moment, and so can its threads.
+        with contextlib.suppress(OSError):
+            for task in Path("/proc", str(parent), "task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    found += map(int, task.read_text().split())
     return found[1:]
 
 

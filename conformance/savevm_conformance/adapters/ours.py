@@ -32,6 +32,26 @@ FEATURES: Final = (
 )
 
 
+def verdict(
+    transcript: dict[str, Any], data: bytes, rebuild: Callable[[bytes], bytes]
+) -> dict[str, Any]:
+    """The reply, but for its id, of which the stream ``data`` has this transcript."""
+    error, findings = transcript["error"], transcript["findings"]
+    if error is not None:
+        told = {key: error[key] for key in ("rule", "offset", "section")}
+        kind = CLASSES[error["errno"]]
+        return {"outcome": "reject", "class": kind, "findings": findings, **told}
+    return {
+        "outcome": "accept",
+        "findings": findings,
+        "dialect": transcript["dialect"],
+        "records": records(transcript),
+        "ram": ram(transcript),
+        "transcript": digest(transcript),
+        "rebuilt": hashlib.sha256(rebuild(data)).hexdigest(),
+    }
+
+
 def run(
     name: str,
     version: str,
@@ -46,23 +66,6 @@ def run(
         transcript = transcribe(data)
         if "explain" in case:
             Path(case["explain"]).write_text(json.dumps(transcript), "utf-8")
-        error, findings = transcript["error"], transcript["findings"]
-        if error is not None:
-            told = {key: error[key] for key in ("rule", "offset", "section")}
-            return {
-                "outcome": "reject",
-                "class": CLASSES[error["errno"]],
-                "findings": findings,
-                **told,
-            }
-        return {
-            "outcome": "accept",
-            "findings": findings,
-            "dialect": transcript["dialect"],
-            "records": records(transcript),
-            "ram": ram(transcript),
-            "transcript": digest(transcript),
-            "rebuilt": hashlib.sha256(rebuild(data)).hexdigest(),
-        }
+        return verdict(transcript, data, rebuild)
 
     serve(name, version, {"reader": reader, **roles}, features=FEATURES, says=SAYS)

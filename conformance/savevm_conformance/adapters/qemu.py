@@ -58,7 +58,9 @@ _QTEST: Final = (
 _PAGE: Final = 4096
 _ARCHES: Final = ("i386", "x86_64", "riscv32", "riscv64", "ppc", "ppc64", "s390x", "sh4", "xtensa")
 _BY_ERRNO: Final = {os.strerror(getattr(errno, name)): kind for name, kind in CLASSES.items()}
-_FAILED: Final = re.compile(r"(?:load of migration failed|error while loading the machine): (.*)")
+_FAILED: Final = re.compile(
+    r"(?:load of migration failed|loadvm failed[^:]*|error while loading the machine): (.*)"
+)
 # What our own says of a stream: where it is wrong, and which rule that breaks.
 _RULE: Final = re.compile(
     r"error while loading the machine: offset (\d+)"
@@ -167,10 +169,16 @@ def emulator_at(path: Path) -> Emulator:
 
 
 class Machine:
-    """A process in a directory of its own, with its monitor; ``end`` it."""
+    """A process in a directory of its own, with its monitor; ``end`` it.
 
-    def __init__(self, command: Sequence[str], options: Sequence[str]) -> None:
+    ``answer``: seconds that its monitor has for an answer.
+    """
+
+    def __init__(
+        self, command: Sequence[str], options: Sequence[str], *, answer: float = ANSWER
+    ) -> None:
         self.argv: Final = [*command, *options]
+        self._answer: Final = answer
         self.directory: Final = Path(tempfile.mkdtemp(prefix="savevm-qemu-"))
         self._held = b""
         self._events: list[dict[str, Any]] = []
@@ -209,7 +217,7 @@ class Machine:
         # That it has ended shows when reading.
         with contextlib.suppress(OSError):
             self._monitor.sendall(json.dumps(request).encode() + b"\n")
-        deadline = time.monotonic() + ANSWER
+        deadline = time.monotonic() + self._answer
         while True:
             message = self._message(deadline)
             if message.get("id") != self._number:
@@ -250,6 +258,11 @@ class Machine:
             return Ended(self._process.wait(ANSWER), self.said(), starting=self._number == 0)
         except subprocess.TimeoutExpired:
             raise Silent("it does not end") from None
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
 
     def running(self) -> bool:
         """Whether the process has not ended."""

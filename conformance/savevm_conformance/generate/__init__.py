@@ -4,6 +4,7 @@ accepts.py  what a reader takes, from real QEMUs and by hand
 rejects.py  the same streams with one declared fault each
 loaders.py  what a reader takes and a machine refuses
 either.py   where QEMU releases and the rules differ
+found.py    what fuzzing has found
 files.py    writing the files, and comparing them with what would be written
 """
 
@@ -11,6 +12,7 @@ from functools import cache
 
 from savevm_conformance.generate.accepts import accepts
 from savevm_conformance.generate.either import eithers
+from savevm_conformance.generate.found import founds
 from savevm_conformance.generate.loaders import loaders
 from savevm_conformance.generate.model import Vector
 from savevm_conformance.generate.rejects import rejects
@@ -24,7 +26,7 @@ def vectors() -> dict[str, Vector]:
         ValueError: two vectors have the same id.
     """
     found: dict[str, Vector] = {}
-    for vector in (*accepts().values(), *loaders(), *rejects(), *eithers()):
+    for vector in (*accepts().values(), *loaders(), *rejects(), *eithers(), *founds()):
         if vector.id in found:
             raise ValueError(f"two vectors {vector.id}")
         found[vector.id] = vector

@@ -172,7 +172,7 @@ def make(vector: Vector, readers: Readers) -> Recorded:
         raise DisagreementError(f"{vector.id}: {one} and {other}: {found}")
     made: Recorded = {key: reply[key] for key in _MADE if len(reply[key]) <= RECORDS}
     made["requires"] = features(transcript)
-    if vector.machine or vector.loader or _is_of_spike(transcript):
+    if vector.machine or vector.loader or is_of_spike(transcript):
         made["machine"] = vector.machine or SPIKE
     declared = _expect(vector, made)
     declared = declared.get("savevm", declared)
@@ -184,7 +184,7 @@ def make(vector: Vector, readers: Readers) -> Recorded:
     return made
 
 
-def _is_of_spike(transcript: dict[str, Any]) -> bool:
+def is_of_spike(transcript: dict[str, Any]) -> bool:
     """Whether a QEMU with that board has all that a stream has."""
     records = transcript["records"]
     machines = [r["machine"] for r in records if r["record"] == "configuration"]
@@ -250,7 +250,7 @@ def generate(
         origin = vector
         while origin.base is not None and isinstance(origin.expect, Rejected):
             origin = origin.base
-        if origin.id not in wanted:
+        if origin.id not in wanted or isinstance(origin.expect, Rejected):
             made[origin.id] = {"requires": list(origin.requires)}
         if origin.id in made:
             files = render(vector, made[origin.id])

@@ -21,6 +21,7 @@ _COMMANDS = {
     "demo": "savevm.cli.demo:demo",
     "capture": "savevm_conformance.capture:capture",
     "conformance": "savevm_conformance.cli:conformance",
+    "fuzz": "savevm_fuzz.cli:fuzz",
 }
 _SUMMARIES = {
     "inspect": "Show what is in a stream.",
@@ -33,6 +34,7 @@ _SUMMARIES = {
     "demo": "Live-migrate a running machine here, and through every real QEMU found.",
     "capture": "Make QEMU binaries write the stream of every machine type.",
     "conformance": "Hold implementations against the conformance vectors.",
+    "fuzz": "Give mutated streams to implementations, and keep what goes wrong.",
 }
 
 
@@ -47,8 +49,9 @@ class _Lazy(click.Group):
         try:
             command = getattr(import_module(module), name)
         except ModuleNotFoundError as e:
+            extra = cmd_name if cmd_name == "fuzz" else "conformance"
             raise click.ClickException(
-                f"{cmd_name} needs the package {e.name!r}: pip install 'savevm[conformance]'"
+                f"{cmd_name} needs the package {e.name!r}: pip install 'savevm[{extra}]'"
             ) from None
         assert isinstance(command, click.Command)
         return command
