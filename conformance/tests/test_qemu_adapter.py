@@ -6,6 +6,7 @@ is the one on PATH.
 
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,10 +63,10 @@ def emulator(target: tuple[str, Emulator]) -> Emulator:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the adapter has its temporary files."""
+    """Where the suite makes a directory for the temporary files of the adapter."""
     directory = tmp_path / "work"
     directory.mkdir()
-    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
     return directory
 
 
@@ -298,14 +299,13 @@ def test_nothing_is_left(adapter: Adapter, stream: Path, work: Path, how: str) -
     elif how == "SIGTERM":
         process.terminate()
         process.wait(10)
-    else:
-        adapter.kill()
     for _ in range(100):
-        if not of_this(work):
+        if how == "kill" or not of_this(work):
             break
         time.sleep(0.05)
+    adapter.kill()
     assert not of_this(work)
-    assert how == "kill" or not list(work.iterdir())
+    assert not list(work.iterdir())
 
 
 def test_a_path_without_qemu(tmp_path: Path) -> None:
