@@ -39,6 +39,12 @@ def instructions(draw: st.DrawFn) -> list[int]:
     return chance.instructions()
 
 
+# Of any length: lists that may be long are mostly short.
+PROGRAMS = st.integers(0, 100).flatmap(
+    lambda size: st.lists(instructions(), min_size=size, max_size=size)
+)
+
+
 def machine(seed: int, program: list[list[int]]) -> Spike:
     """A board before the first instruction of a program, with anything in its registers."""
     spike = Spike(SIZE, deterministic=0)
@@ -127,7 +133,7 @@ def release_of_qemu() -> str:
 @settings(max_examples=max(1, settings().max_examples // 4))
 @given(
     st.integers(0, (1 << 32) - 1),
-    st.lists(instructions(), max_size=80),
+    PROGRAMS,
     st.integers(0, 100),
 )
 def test_half_here_and_half_there(

@@ -24,7 +24,6 @@ from savevm_spec.constants import (
     LIVE_VERSIONS,
     RAM_CONTINUE,
     RAM_IDSTR,
-    RAM_PAGE_SIZES,
     SECTION_NAMES,
 )
 from savevm_spec.dialects import DIALECTS
@@ -217,7 +216,7 @@ def test_variety_of_page_sizes() -> None:
     def kinds(data: bytes) -> Iterable[str]:
         yield str(stream.parse(HEADER + data).reading.ram.page_size)
 
-    assert len(collected(s.sections("v3-ram4"), kinds) & {*map(str, RAM_PAGE_SIZES)}) >= 3
+    assert collected(s.sections("v3-ram4"), kinds) - {"None", "4096"}
 
 
 # Shrinking
@@ -300,22 +299,22 @@ def test_every_class_of_construct() -> None:
 
 def test_a_new_field(monkeypatch: pytest.MonkeyPatch) -> None:
     """A field that is added to a schema, held to a rule, is in every stream that has its record."""
-    new = "generation" / held("footer.id", c.Int16ub, lambda value, _: value > 1000)
-    fields = [*section.Footer.subcons, "generation" / new.subcon.subcon]
-    monkeypatch.setattr(section.Footer, "subcons", fields)
+    new = "generation" / held("footer.truncated", c.Int16ub, lambda value, _: value > 1000)
+    monkeypatch.setattr(section.Footer, "subcons", [*section.Footer.subcons, new])
+    footers = []
 
     @few
     @given(s.values(stream.Grammar, "v3-configuration"))
     def has_it(value: Any) -> None:
-        for record in value.body.records:
-            if "content" in record and record.content and record.content.get("footer"):
-                assert record.content.footer.generation > 1000
+        parsed = stream.parse(stream.Grammar.build(value))
+        assert parsed.error is None
+        for record in parsed.value.body.records:
+            footer = record.content and record.content.get("footer")
+            if footer is not None:
+                footers.append(footer.generation)
 
     has_it()
-    whole = find(
-        s.built(stream.Grammar, "v3-configuration"), lambda d: b"\x7e" in d, settings=until_found
-    )
-    assert stream.parse(whole).error is None
+    assert min(footers) > 1000
 
 
 def test_a_class_that_nothing_draws() -> None:

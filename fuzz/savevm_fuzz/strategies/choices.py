@@ -62,15 +62,16 @@ from .derive import (
     drawing,
     drawn,
     drawn_struct,
-    simplest,
     special,
 )
 from .vmstate import documents, dumps
 
 __all__: list[str] = []
 
-# In bytes: the body that schemas give a device, so that streams stay small.
+# In bytes: the body that schemas give a device.  Larger ones take the grammar long.
 SCHEMA_BODY_MAX: Final = 4096
+
+_NO_DEVICES: Final = vmdesc.Object([("devices", [])])
 
 _IDSTRS: Final = st.text(st.characters(codec="latin-1"), min_size=1, max_size=SHORT)
 _PRINTABLE: Final = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1)
@@ -120,17 +121,16 @@ def _(context: Any) -> bool:
 def _(context: Any) -> None:
     """A description, which a stream with a configuration may lack."""
     state = drawing(context)
-    dialect = state.dialect
-    if dialect.vmdescription and not (dialect.configuration and state.choice([True, False])):
-        state.description = vmdesc.Description(_document(state))
-        state.ram.page_size = state.description.page_size
-
-
-def _document(state: Drawing) -> bytes:
-    """The text of a description, which the state keeps."""
-    document = state.of(documents(), {"devices": []})
-    state.text = dumps(document).encode()
-    return state.text
+    if state.dialect.vmdescription:
+        described = documents()
+        if state.dialect.configuration:
+            document = state.of(st.none() | described, None)
+        else:
+            document = state.of(described, _NO_DEVICES)
+        if document is not None:
+            state.text = dumps(document).encode()
+            state.description = vmdesc.Description(state.text)
+            state.ram.page_size = state.description.page_size
 
 
 @announced(VMDESCRIPTION)
@@ -141,7 +141,8 @@ def _(context: Any) -> bool:
 @special(vmdesc.VmDescription.subcon)
 def _(con: Any, context: Any) -> Any:
     state = drawing(context)
-    return drawn_struct(con, context, text=_given(state.text or _document(state)))
+    text = state.text or dumps(state.of(documents(), _NO_DEVICES)).encode()
+    return drawn_struct(con, context, text=_given(text))
 
 
 @chosen("stream.trailing-data")
@@ -287,12 +288,20 @@ def _keys() -> list[tuple[str, int]]:
     return [
         key
         for key, layouts in _layouts().items()
-        if all(_size(schema.body(layout)) <= SCHEMA_BODY_MAX for layout in layouts)
+        if all(_size(layout) <= SCHEMA_BODY_MAX for layout in layouts)
     ]
 
 
-def _size(body: Body) -> int:
-    return len(body.grammar.build(simplest(body.grammar)))
+def _size(layout: dict[str, Any]) -> int:
+    """Bytes of a body with all that there can be, but for arrays of a number that it tells."""
+
+    def size(field: dict[str, Any]) -> int:
+        size = _size(field["struct"]) if "struct" in field else field["size"]
+        count = field.get("array_len", 1)
+        return 1 if isinstance(size, str) or isinstance(count, str) else size * count
+
+    parts = sum(map(_size, layout.get("subsections", ())))
+    return parts + sum(map(size, layout["fields"]))
 
 
 @concluded(section._body)
