@@ -120,13 +120,24 @@ class Libvirt:
 
     def virsh(self, *commands: str) -> str:
         """What virsh says; it goes on behind a command that fails."""
-        done = subprocess.run(
-            ["virsh", "-q", "-c", f"qemu:///embed?root={self.directory}", "; ".join(commands)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "LC_ALL": "C"},
-            timeout=120,
-        )
+        command = ["virsh", "-q", "-c", f"qemu:///embed?root={self.directory}", "; ".join(commands)]
+        for patience in (60, 120):
+            try:
+                done = subprocess.run(
+                    command,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, "LC_ALL": "C"},
+                    timeout=patience,
+                )
+                break
+            except subprocess.TimeoutExpired:
+                # It hangs now and then, and leaves its QEMU.
+                for process in psutil.process_iter(["cmdline"]):
+                    if any(str(self.directory) in word for word in process.info["cmdline"] or ()):
+                        process.kill()
+        else:
+            pytest.fail(f"virsh does not end: {command}")
         return done.stdout.decode()
 
 
