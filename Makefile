@@ -10,10 +10,11 @@ SOURCES := pyproject.toml setup.py README.md $(shell find $(ROOTS) -type f \
 	-not -path '*/tests/*' -not -path '*/__pycache__/*')
 PURE := PYTHONPATH=spec:reference:conformance:fuzz PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: help conformance test lint bench docs vectors guests clean
+.PHONY: help conformance test fuzz lint bench docs vectors guests clean
 help:
 	@echo 'make conformance  set up, hold grammar and reference against all vectors, print the verdict'
 	@echo 'make test         set up, run all tests on the compiled and on the pure Python build'
+	@echo 'make fuzz         set up, fuzz reference, grammar and the QEMUs of SAVEVM_QEMUS: the same each time'
 	@echo 'make lint         ruff, mypy --strict, layering'
 	@echo 'make bench        speed of save, load, verify and extract against cat and QEMU'
 	@echo 'make vectors      generate the conformance vectors again, and pack them: dist/savevm-vectors.tar.gz'
@@ -42,6 +43,11 @@ conformance: $(VENV)/installed
 test: $(VENV)/installed
 	SAVEVM_BUILD=$${SAVEVM_BUILD:-any} $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 	$(PURE) SAVEVM_BUILD=pure $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+fuzz: $(VENV)/installed
+	for target in reference spec $(addprefix qemu:,$(subst :, ,$(SAVEVM_QEMUS))); do \
+		$(BIN)/savevm fuzz $$target --profile ci $(ARGS) || exit; \
+	done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
