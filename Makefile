@@ -59,6 +59,7 @@ bench: $(VENV)/installed
 	$(BIN)/python reference/bench/bench.py $(ARGS)
 	$(BIN)/python reference/bench/machine.py
 	$(BIN)/python reference/bench/migrate.py
+	$(BIN)/python fuzz/bench/throughput.py
 
 vectors: $(VENV)/installed
 	$(PURE) $(BIN)/python -m savevm.cli conformance generate
