@@ -99,12 +99,9 @@ def _count(field: dict[str, Any]) -> int | None:
 
 def _is_field(field: Any, name: str) -> bool:
     try:
-        return bool(
-            _get(field, "name", str) == name
-            and _get(field, "type", str)
-            and _get(field, "size", int) >= 0
-            and (_count(field) or 1)
-        )
+        _get(field, "type", str)
+        _count(field)
+        return bool(_get(field, "name", str) == name and _get(field, "size", int) >= 0)
     except _Malformed:
         return False
 
