@@ -1,10 +1,11 @@
 """The mutation testing of the suite: it changes what it says, and tells the wrong from the right."""
 
 import ast
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,19 +66,20 @@ CHANGES = {
 
 
 @pytest.fixture(scope="module")
-def mutants() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutants", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutants"] = module
-    spec.loader.exec_module(module)
-    return module
+def mutants() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOL.parent)
+        yield importlib.import_module("mutants")
 
 
-def test_operators(mutants: ModuleType, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def variants(mutants: ModuleType) -> ModuleType:
+    return sys.modules["variants"]
+
+
+def test_operators(variants: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "some.py").write_text(SOURCE)
-    found = mutants.candidates(tmp_path, ["some.py"])
+    found = variants.candidates(tmp_path, ["some.py"])
     seen = {(m.operator, m.apply(SOURCE.encode()).decode()) for m in found}
     for operator, before, after in CHANGES:
         assert SOURCE.count(before) == 1
@@ -88,29 +90,29 @@ def test_operators(mutants: ModuleType, tmp_path: Path) -> None:
     assert {m.function for m in found} == {"Reader.read"}
 
 
-def test_selection(mutants: ModuleType) -> None:
-    found = mutants.candidates()
-    chosen = mutants.select(found, 60, 1)
-    assert chosen == mutants.select(found, 60, 1)
+def test_selection(variants: ModuleType) -> None:
+    found = variants.candidates()
+    chosen = variants.select(found, 60, 1)
+    assert chosen == variants.select(found, 60, 1)
     assert len(set(chosen)) == 60
     assert {m.operator for m in chosen} == {m.operator for m in found}
-    assert {m.file for m in chosen} == set(mutants.SOURCES)
-    assert chosen != mutants.select(found, 60, 2)
+    assert {m.file for m in chosen} == set(variants.SOURCES)
+    assert chosen != variants.select(found, 60, 2)
 
 
-def test_every_change_is_python(mutants: ModuleType) -> None:
-    for mutant in mutants.select(mutants.candidates(), 90, 3):
-        source = (mutants.PACKAGE / mutant.file).read_bytes()
+def test_every_change_is_python(variants: ModuleType) -> None:
+    for mutant in variants.select(variants.candidates(), 90, 3):
+        source = (variants.PACKAGE / mutant.file).read_bytes()
         changed = mutant.apply(source)
         assert changed != source
         ast.parse(changed, mutant.file)
 
 
-def test_every_exclusion_excludes(mutants: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = mutants.EXCLUDED
-    monkeypatch.setattr(mutants, "EXCLUDED", ())
-    lines = {file: (mutants.PACKAGE / file).read_text().split("\n") for file in mutants.SOURCES}
-    found = [(m, lines[m.file][m.line - 1]) for m in mutants.candidates()]
+def test_every_exclusion_excludes(variants: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = variants.EXCLUDED
+    monkeypatch.setattr(variants, "EXCLUDED", ())
+    lines = {file: (variants.PACKAGE / file).read_text().split("\n") for file in variants.SOURCES}
+    found = [(m, lines[m.file][m.line - 1]) for m in variants.candidates()]
     for rule in rules:
         assert any(rule.covers(mutant, text) for mutant, text in found), rule
 

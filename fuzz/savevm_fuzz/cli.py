@@ -6,7 +6,7 @@ import re
 import secrets
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from savevm_fuzz.findings import (
     examine,
     examine_apart,
     known_findings,
+    led_by,
     read_finding,
     shrink,
     stream_of,
@@ -45,18 +46,32 @@ _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 class _Profile(NamedTuple):
-    """How long to go on: seconds, or how many streams are run of what is quick, and of what is not."""
+    """How long to go on: seconds, or counts that take about as long whatever the target is.
+
+    They are of streams for what runs ``here``, for a ``program`` and for a ``machine``, and of
+    ``states`` for a writer.
+    """
 
     seconds: float | None = None
-    quick: int | None = None
-    slow: int | None = None
+    here: int | None = None
+    program: int | None = None
+    machine: int | None = None
+    states: int | None = None
     jobs: int | None = None
+
+    def number(self, target: Introduced, role: str) -> int | None:
+        """How many to run; None: it is a matter of time."""
+        if role == "writer":
+            return self.states
+        if target.loads:
+            return self.machine
+        return self.here if target.quick else self.program
 
 
 _PROFILES: Final = {
     "dev": _Profile(seconds=10),
     # The same everywhere and each time, and so are its findings.
-    "ci": _Profile(quick=200_000, slow=15_000, jobs=2),
+    "ci": _Profile(here=200_000, program=30_000, machine=2_000, states=10_000, jobs=2),
     "nightly": _Profile(seconds=3600),
 }
 
@@ -253,7 +268,7 @@ def _campaign(
     target = _introduced(name, time_limit)
     chosen = _PROFILES[profile]
     if duration is None and count is None:
-        duration, count = chosen.seconds, chosen.quick if target.quick else chosen.slow
+        duration, count = chosen.seconds, chosen.number(target, role)
         jobs = jobs or chosen.jobs
     if seed is None:
         seed = secrets.randbits(32) if count is None else 0
@@ -459,7 +474,8 @@ def _again(
     writing = stream_of(path).suffix == ".json"
     if writing and shrinking:
         raise click.UsageError("a state is small already")
-    with _opened(target, given, writing=writing) as look_at:
+    before = led_by(told.get("got", {}))
+    with _opened(target, given, writing=writing, before=before) as look_at:
         seen = look_at(data)
         if shrinking and seen.kind is not None:
             mutant = Mutant(data, told.get("seed", path.name), ())
@@ -480,7 +496,7 @@ def _again(
 
 @contextmanager
 def _opened(
-    introduced: Introduced, given: Any, *, writing: bool
+    introduced: Introduced, given: Any, *, writing: bool, before: Sequence[bytes]
 ) -> Iterator[Callable[[bytes], Look]]:
     """What looks at a stream; what runs in this process is given another, which it may end."""
     seconds, memory = given["time_limit"], given["memory_limit"] and given["memory_limit"] << 20
@@ -492,7 +508,7 @@ def _opened(
         elif introduced.here:
             yield lambda data: examine_apart(target, data, seconds)
         else:
-            yield lambda data: examine(target, data)
+            yield lambda data: examine(target, data, before=before)
 
 
 def _read(path: Path) -> tuple[bytes, dict[str, Any]]:

@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Flaky
 
 from savevm_conformance.adapters import ours, spec
 from savevm_conformance.cases import Case
@@ -15,7 +17,7 @@ from savevm_conformance.judge import Judgement, judge_writing, judge_written
 from savevm_conformance.transcripts import sections
 from savevm_fuzz.engine import Campaign, Stats
 from savevm_fuzz.findings import Finding, Look, look
-from savevm_fuzz.strategies import states
+from savevm_fuzz.strategies import expressible, inexpressible_states, states
 from savevm_fuzz.targets import Target, Writer, open_target, scratch
 from savevm_spec.dialects import DIALECTS
 
@@ -23,6 +25,8 @@ __all__ = ["fuzz_writer", "look_at_state"]
 
 # States between two reports.
 _BATCH: Final = 100
+_SLOW: Final = ("timeout", "memory")
+_SHRINKING_SLOW: Final = 12
 _MISSING: Final = "no section"
 
 
@@ -40,11 +44,16 @@ def fuzz_writer(campaign: Campaign) -> Generator[Stats | Finding, None, None]:
     """
     began = time.monotonic()
     target = open_target(campaign.target.target, seconds=campaign.seconds, memory=campaign.memory)
-    executions, signatures = 0, set[str]()
+    executions, signatures, slow = 0, set[str](), 0
     last: tuple[dict[str, Any], Look] | None = None
 
     def attempt(state: dict[str, Any]) -> None:
-        nonlocal executions, last
+        nonlocal executions, last, slow
+        if last is not None and last[1].kind in _SLOW:
+            # One that takes all its time is made smaller only so often.
+            slow += 1
+            if slow > _SHRINKING_SLOW:
+                return
         executions += 1
         seen = look_at_state(target, state)
         if seen.kind is not None and seen.signature not in signatures:
@@ -62,12 +71,13 @@ def fuzz_writer(campaign: Campaign) -> Generator[Stats | Finding, None, None]:
                 deadline=None,
                 phases=(Phase.generate, Phase.shrink),
                 suppress_health_check=list(HealthCheck),
-            )(given(states())(attempt))
-            last = None
-            try:
+            )(given(states() | inexpressible_states())(attempt))
+            last, slow = None, 0
+            # What is not so each time is told all the same.
+            with suppress(_WrongError, Flaky):
                 seed(f"{campaign.seed}/{batch}")(run)()
-            except _WrongError:
-                assert last is not None
+            yield Stats(executions, executions, 0, 0, round(time.monotonic() - began, 3))
+            if last is not None:
                 state, seen = last
                 signatures.add(seen.signature)
                 who = campaign.target
@@ -76,7 +86,6 @@ def fuzz_writer(campaign: Campaign) -> Generator[Stats | Finding, None, None]:
                     who.target, who.name, who.version, seen, data, "states", (), "state.json"
                 )
             batch += 1
-            yield Stats(executions, executions, 0, 0, round(time.monotonic() - began, 3))
     finally:
         target.close()
 
@@ -96,12 +105,13 @@ def look_at_state(target: Target, state: dict[str, Any]) -> Look:
     """
     if not isinstance(target, Writer) or "writer" not in target.roles:
         raise ValueError(f"{target.name} is no writer")
-    write = Write("stream", "fuzz", "A random state.", (), state)
+    refused = not expressible(state)
+    write = Write("stream", "fuzz", "A random state.", (), state, refused)
     if not set(write.requires()) <= target.features:
         return Look(None, {"outcome": "skip"})
     with scratch() as place:
         expect = write.expect()
-        if not state["ram"] and not DIALECTS[state["dialect"]].vmdescription:
+        if not refused and not state["ram"] and not DIALECTS[state["dialect"]].vmdescription:
             # It is the version of the section "ram" that tells older ones apart.
             del expect["dialect"]
         case = Case(write.id, "stream", "write", "", (), Path(place), expect)

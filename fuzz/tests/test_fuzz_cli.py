@@ -54,6 +54,8 @@ def hoarding(found):
     time.sleep(60)
 
 def writer(case):
+    if WRONG is sleeping:
+        sleeping(case)
     state = json.load(open(case["state"]))
     for device in state["devices"]:
         device["version_id"] += 1
@@ -182,6 +184,15 @@ def test_wrong_writer(adapter: Callable[[str], str], tmp_path: Path) -> None:
         assert (len(state["devices"]), state["ram"]) == (1, [])
         assert invoke("--replay", kept).exit_code == 1
         assert invoke("reference", "--replay", kept).exit_code == 0
+
+
+def test_writer_that_hangs(adapter: Callable[[str], str]) -> None:
+    result = campaign(adapter("sleeping"), "--role", "writer", "--time-limit", 0.4, "-x", count=500)
+    assert result.exit_code == 1, result.output
+    (finding,) = lines(result, "finding")
+    assert finding["outcome"] == "timeout"
+    # Making it smaller takes as many as that of a stream does.
+    assert lines(result, "summary")[0]["executions"] < 15
 
 
 def test_minimize(adapter: Callable[[str], str], tmp_path: Path) -> None:

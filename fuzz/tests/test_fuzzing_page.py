@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from savevm_fuzz import strategies
 from savevm_fuzz.cli import fuzz
 from savevm_fuzz.coverage import __main__
 from savevm_fuzz.findings import known_findings
@@ -52,6 +53,11 @@ def test_jobs() -> None:
     # Every night goes on with what the last one left.
     assert kept[0]["key"].startswith(kept[0]["restore-keys"])
     assert len(commands("savevm fuzz")) > 8
+
+
+def test_strategies() -> None:
+    named = set(re.findall(r"\w+", " ".join(re.findall(r"``([^`]+)``", PAGE))))
+    assert set(strategies.__all__) <= named
 
 
 def test_known_findings(tmp_path: Path) -> None:

@@ -121,11 +121,20 @@ def test_devices(device: s.DeviceState) -> None:
 def test_states(state: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
     schema = json.loads((vectors_directory() / "state.schema.json").read_text("utf-8"))
     jsonschema.validate(state, schema)
+    assert s.expressible(state)
     found = check(written(state, tmp_path_factory.mktemp("state")))
     assert found["dialect"] == state["dialect"] or not state["ram"]
     names = [(d["idstr"], d["instance_id"], d["version_id"]) for d in state["devices"]]
     told = [r for r in found["records"] if r.get("idstr", RAM_IDSTR) != RAM_IDSTR]
     assert [(r["idstr"], r["instance_id"], r["version_id"]) for r in told] == names
+
+
+@few
+@given(state=s.inexpressible_states())
+def test_inexpressible_states(state: dict[str, Any]) -> None:
+    schema = json.loads((vectors_directory() / "state.schema.json").read_text("utf-8"))
+    jsonschema.validate(state, schema)
+    assert not s.expressible(state)
 
 
 def written(state: dict[str, Any], directory: Path) -> bytes:

@@ -11,7 +11,7 @@ integers in bytes are big-endian; sizes are in bytes.
 
 from .derive import built, simplest, values
 from .faults import ERRNOS, Fault, FaultPlan, Operation, fault_plans
-from .states import WRITTEN, states
+from .states import WRITTEN, expressible, inexpressible_states, states
 from .streams import (
     commands,
     configurations,
@@ -37,7 +37,9 @@ __all__ = [
     "devices",
     "documents",
     "dumps",
+    "expressible",
     "fault_plans",
+    "inexpressible_states",
     "live_bodies",
     "ram_bodies",
     "ram_words",

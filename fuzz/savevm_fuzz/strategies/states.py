@@ -9,6 +9,7 @@ from savevm_spec.constants import (
     RAM_PAGE_SIZE_DEFAULT,
     RAM_PAGE_SIZES,
     RAM_UNNAMED_BLOCK,
+    RAM_V2_BLOCK_SIZE,
     VERSION_2,
 )
 from savevm_spec.dialects import DIALECTS, Dialect
@@ -16,14 +17,19 @@ from savevm_spec.dialects import DIALECTS, Dialect
 from .derive import SHORT, Drawer
 from .vmstate import descriptions, devices
 
-__all__ = ["WRITTEN", "states"]
+__all__ = ["WRITTEN", "expressible", "inexpressible_states", "states"]
 
 WRITTEN: Final = tuple(name for name, d in reversed(DIALECTS.items()) if d.version >= VERSION_2)
 """The dialects that can be written, the newest first."""
 
-# Of a block, so that streams stay small.
+# Of a block, so that streams stay small; and of one of so many blocks, as many pages are not always
+# written like few.  The largest page is of 64 KiB: their addresses may take 25 bits.
 PAGES_MAX: Final = 8
+_PAGES_MANY: Final = 512
+_SELDOM: Final = 16
 
+# Bytes; of the last page, whatever its size.
+_MISSING: Final = st.integers(1, min(RAM_PAGE_SIZES) - 1)
 _NAMES: Final = st.text(st.characters(codec="latin-1"), min_size=1, max_size=SHORT)
 _IDSTRS: Final = _NAMES.filter(lambda name: name not in LIVE_VERSIONS)
 _MACHINES: Final = st.text(st.characters(codec="ascii", min_codepoint=0x21), min_size=1)
@@ -58,9 +64,38 @@ def states(draw: Drawer, dialect: str | None = None) -> dict[str, Any]:
 
 
 @st.composite
+def inexpressible_states(draw: Drawer) -> dict[str, Any]:
+    """A state that no stream has a form for, which a writer must refuse; see `expressible`."""
+    state = draw(states())
+    ways = ["dialect"]
+    if state["ram"]:
+        ways += ["length"] if DIALECTS[state["dialect"]].ram_version == 4 else ["length", "names"]
+    match draw(st.sampled_from(ways)):
+        case "dialect":
+            state["dialect"] = draw(st.sampled_from(sorted({*DIALECTS} - {*WRITTEN})))
+        case "length":
+            draw(st.sampled_from(state["ram"]))["used_length"] -= draw(_MISSING)
+        case "names":
+            state["ram"].append(state["ram"][0] | {"name": draw(_NAMES)})
+    return state
+
+
+def expressible(state: dict[str, Any]) -> bool:
+    """Whether there is a stream of a state: its dialect is written, and has a form for the RAM."""
+    form, blocks = DIALECTS[state["dialect"]], state["ram"]
+    unit = RAM_V2_BLOCK_SIZE if form.ram_version < 3 else state["page_size"]
+    return (
+        form.version >= VERSION_2
+        and (form.ram_version == 4 or len(blocks) <= 1)
+        and all(block["used_length"] % unit == 0 for block in blocks)
+    )
+
+
+@st.composite
 def _blocks(draw: Drawer, form: Dialect, size: int) -> dict[str, Any]:
     """A block of whole pages of ``size`` bytes, some of them with contents."""
-    pages = draw(st.integers(1, PAGES_MAX))
+    many = draw(st.integers(1, _SELDOM)) == _SELDOM
+    pages = draw(st.integers(1, _PAGES_MANY if many else PAGES_MAX))
     runs = []
     at = 0
     while at < pages and draw(st.booleans()):
