@@ -23,7 +23,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from savevm_fuzz.findings import Finding, Known, Look, examine, examine_apart, look, shrink
+from savevm_fuzz.findings import (
+    Finding,
+    Known,
+    Look,
+    examine,
+    examine_apart,
+    led_by,
+    look,
+    shrink,
+)
 from savevm_fuzz.mutations import Mutant, mutate
 from savevm_fuzz.seeds import Seed, seeds
 from savevm_fuzz.targets import SECONDS, Quick, Target, open_target
@@ -414,13 +423,18 @@ class _Worker:
             finding = found(self._campaign.target, seen, mutant)
             if not any(k.covers(finding.name, finding.signature) for k in self._campaign.known):
                 most = _ALONE if self._campaign.target.loads else None
-                finding = shrink(finding, lambda d: self._look(mutant._replace(data=d)), most)
+                before = led_by(seen.got)
+                finding = shrink(
+                    finding, lambda d: self._look(mutant._replace(data=d), before=before), most
+                )
+            # Who stops at it knows how many it took.
+            self._report()
             self._pipe.send(finding)
         self._executions += 1
 
-    def _look(self, mutant: Mutant, *, quick: bool = False) -> Look:
+    def _look(self, mutant: Mutant, *, quick: bool = False, before: Sequence[bytes] = ()) -> Look:
         self._board.write(self._executions, mutant)
-        return examine(self.target, mutant.data, quick=quick)
+        return examine(self.target, mutant.data, quick=quick, before=before)
 
     def _take(self, mutant: Mutant) -> None:
         name = hashlib.sha256(mutant.data).hexdigest()[:32]

@@ -17,7 +17,7 @@ from savevm_conformance import __version__
 from savevm_conformance.judge import said
 from savevm_fuzz.mutations import Mutation
 from savevm_fuzz.oracle import disagreement
-from savevm_fuzz.targets import Quick, Target
+from savevm_fuzz.targets import Quick, Staying, Target
 from savevm_fuzz.targets.limits import DiedError, apart
 from savevm_spec.fields import fields
 
@@ -28,6 +28,7 @@ __all__ = [
     "examine",
     "examine_apart",
     "known_findings",
+    "led_by",
     "minimize",
     "read_finding",
     "shrink",
@@ -143,6 +144,11 @@ def read_finding(path: Path) -> tuple[bytes, dict[str, Any]]:
     return stream.read_bytes(), told
 
 
+def led_by(got: dict[str, Any]) -> list[bytes]:
+    """What a machine had loaded before a stream, where it does not come to that reply without."""
+    return [bytes.fromhex(each) for each in got.get("before") or ()]
+
+
 def stream_of(path: Path) -> Path:
     """The file with the stream, or state, of a finding's directory; any other is one itself."""
     if not path.is_dir():
@@ -154,8 +160,15 @@ def stream_of(path: Path) -> Path:
 # Looking
 
 
-def examine(target: Target, data: bytes, *, quick: bool = False) -> Look:
-    """Run a stream and compare; if ``quick``, only with what must hold of every stream."""
+def examine(
+    target: Target, data: bytes, *, quick: bool = False, before: Sequence[bytes] = ()
+) -> Look:
+    """Run a stream and compare; if ``quick``, only with what must hold of every stream.
+
+    ``before`` is what a machine has to load first.
+    """
+    if before and isinstance(target, Staying):
+        target.after(before)
     if quick and isinstance(target, Quick):
         return look(None, target.quick(data), target.says)
     predicted = target.predict(data)

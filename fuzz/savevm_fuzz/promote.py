@@ -12,6 +12,7 @@ from savevm_conformance.generate.files import is_of_spike
 from savevm_conformance.locate import vectors_directory
 from savevm_conformance.protocol import SAYS
 from savevm_conformance.transcripts import features
+from savevm_fuzz.findings import led_by
 from savevm_fuzz.oracle import disagreement
 from savevm_fuzz.targets import open_target
 
@@ -34,9 +35,11 @@ def promote(
     ``told`` is what is known of the finding, ``slug`` ``<area>/<name>``, ``why`` a sentence.
 
     Raises:
-        PromotionError: the grammar and the reference disagree on it, it is there, or the name is no
-            name.
+        PromotionError: the grammar and the reference disagree on it, it is there, others have to be
+            loaded before, or the name is no name.
     """
+    if led_by(told.get("got", {})):
+        raise PromotionError("a vector is one stream, and this was found behind others")
     reference = open_target("reference")
     verdict, other = reference.predict(data), reference.run(data)
     if {verdict["outcome"], other["outcome"]} - {"accept", "reject"}:

@@ -7,13 +7,20 @@ is the one on PATH.
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from savevm_conformance.cases import Case, load_cases
 from savevm_conformance.locate import vectors_directory
+from savevm_fuzz.cli import fuzz
+from savevm_fuzz.findings import Finding, examine, led_by
+from savevm_fuzz.promote import PromotionError, promote
 from savevm_fuzz.targets.adapter import AdapterTarget
 from savevm_fuzz.targets.board import ZEROS
 from savevm_fuzz.targets.qemu import LARGEST, QemuTarget, open_qemu
@@ -158,6 +165,52 @@ def test_process_that_ends_is_an_outcome(target: QemuTarget, number: int, outcom
     # It does not happen again, whatever is loaded before.
     assert (reply["incoming"], reply["before"]) == ("accept", None)
     assert target.run(data)["outcome"] == "accept"
+
+
+def test_finding_that_takes_the_stream_before(
+    target: QemuTarget, path: Path, tmp_path: Path
+) -> None:
+    data = stream("stream/accept/configuration-only")
+    before = [stream("configuration/reject/capability-unknown")]
+    seen = examine(target, data, before=before)
+    assert (seen.kind, seen.got["incoming"], led_by(seen.got)) == ("crash", "accept", before)
+    assert examine(target, data).kind is None
+    finding = Finding(f"qemu:{path}", target.name, target.version, seen, data, "", ())
+    replayed = CliRunner().invoke(fuzz, ["--replay", str(finding.save(tmp_path))])
+    assert (replayed.exit_code, "SIGSEGV" in replayed.output) == (1, True)
+    with pytest.raises(PromotionError, match="behind others"):
+        promote(data, finding.told())
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv")
+def test_qemu_of_a_worker_that_is_killed_ends(path: Path, tmp_path: Path) -> None:
+    code = f"""
+from time import sleep
+from savevm_fuzz.targets.qemu import open_qemu
+target = open_qemu("qemu:{path}", seconds=2, memory=1 << 30)
+print(target.pid, flush=True)
+sleep(600)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
+        assert worker.stdout is not None
+        pid = int(worker.stdout.readline())
+        assert running(pid)
+        worker.kill()
+    deadline = time.monotonic() + 60
+    while running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def running(pid: int) -> bool:
+    """Whether there is more of it than that nobody has waited for its end."""
+    try:
+        stat = Path("/proc", str(pid), "stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_stream_that_is_longer_than_its_place(target: QemuTarget) -> None:

@@ -364,8 +364,8 @@ def _ram() -> Iterator[Vector]:
             verdict="either",
         )
     base = accepts()["ram/live"]
-    end = "QEMU 7.2 and 10.0 end the section there all the same."
-    ignored = "QEMU 10.0 ignores the word all the same; 7.2 refuses it."
+    end = "QEMU 5.2 to 11.1 end the section there all the same."
+    ignored = "QEMU 10.0 and 11.1 ignore the word all the same; 5.2 and 7.2 refuse it."
     changes: tuple[tuple[str, Change, str, str], ...] = (
         ("eos-with-address", Set("part.eos", be64(0x1010)), "EOS with an address.", end),
         ("eos-and-continue", Set("part.eos", be64(0x30)), "EOS with CONTINUE.", end),

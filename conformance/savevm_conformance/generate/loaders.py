@@ -7,8 +7,9 @@ rule, whatever QEMU does.
 from collections.abc import Iterator
 
 from savevm_conformance.generate.accepts import PAUSED, UNDESCRIBED, accept, found, live_ram, opaque
-from savevm_conformance.generate.model import Finding, Vector, Verdict
-from savevm_conformance.wire import MAIN_LENGTH, ROM_LENGTH, ZERO, Wire, be32
+from savevm_conformance.generate.model import SPIKE, Finding, Vector, Verdict, seed
+from savevm_conformance.wire import MAIN_LENGTH, ROM, ROM_LENGTH, ZERO, Wire, be32, be64, counted
+from savevm_spec.devices import layouts
 
 CLOCK = bytes(24)
 
@@ -16,7 +17,9 @@ CLOCK = bytes(24)
 def loaders() -> list[Vector]:
     """The vectors that a reader accepts, and a machine refuses or may refuse."""
     return [
-        vector for part in (_configuration, _sections, _kinds, _ram, _commands) for vector in part()
+        vector
+        for part in (_configuration, _sections, _kinds, _ram, _harts, _commands)
+        for vector in part()
     ]
 
 
@@ -42,6 +45,7 @@ def _configuration() -> Iterator[Vector]:
     for slug, name, what in (
         ("of-another-machine", b"virt", "The configuration of another machine."),
         ("of-a-longer-name", b"spike64", "A machine name that begins as the machine's own."),
+        ("of-a-shorter-name", b"spi", "A machine name that the machine's own begins with."),
     ):
         wire = Wire().header().machine(name)
         yield _bound(
@@ -58,13 +62,23 @@ def _sections() -> Iterator[Vector]:
         "section.unknown",
         *_undescribed(wire, "rtc"),
     )
-    wire = opaque(Wire().header().machine(), 7, b"timer", CLOCK, 2, instance=7).eof()
+    for slug, instance in (("that-is-not-there", 7), ("ffffffff", 0xFFFFFFFF)):
+        wire = opaque(Wire().header().machine(), 7, b"timer", CLOCK, 2, instance=instance).eof()
+        yield _bound(
+            f"section/instance-{slug}",
+            wire,
+            "An instance of a device of which the machine has only one.",
+            "section.instance.unknown",
+            *_undescribed(wire),
+        )
+    wire = Wire().header().machine().section(1, 2, b"ram\0", 0, 4)
+    wire.put(be64(0x10), "ram\0.body").footer(2).eof()
     yield _bound(
-        "section/instance-that-is-not-there",
+        "section/ram-with-nul",
         wire,
-        "An instance of a device of which the machine has only one.",
-        "section.instance.unknown",
-        *_undescribed(wire),
+        "An idstr that is ram and a NUL.",
+        "section.unknown",
+        *_undescribed(wire, "ram\0"),
     )
     for version in (3, 0x80000002):
         wire = opaque(Wire().header().machine(), 7, b"timer", CLOCK, version).eof()
@@ -162,6 +176,14 @@ def _ram() -> Iterator[Vector]:
         "A block that the machine has not.",
         "ram.block.unknown",
     )
+    wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).put(be64(ROM_LENGTH | 4))
+    wire.put(counted(ROM + b"\0") + be64(ROM_LENGTH)).end_of_section().footer(2)
+    yield _bound(
+        "ram/block-with-nul",
+        wire.again(3, 2, "end").end_of_section().footer(2).eof(),
+        "A block whose name is that of one of the machine and a NUL.",
+        "ram.block.unknown",
+    )
     wire = Wire().header().machine().section(1, 2, b"ram", 0, 4).blocks(rom=ROM_LENGTH)
     wire.page(ZERO, b"riscv.spike.mrom").end_of_section().footer(2)
     yield accept(
@@ -170,6 +192,51 @@ def _ram() -> Iterator[Vector]:
         "Only one of the two blocks of the machine: what is not listed is not sent.",
         "ram.block.unknown",
     )
+
+
+# The extension J, in misa.
+_J = 1 << 9
+
+
+def _harts() -> Iterator[Vector]:
+    for slug, what, rule, values in (
+        (
+            "mxl-0",
+            "A hart whose misa says that it has no width.",
+            "device.riscv-cpu.misa-mxl",
+            {"env.misa_mxl": 0},
+        ),
+        (
+            "j-and-privilege-2",
+            "A hart with pointer masking (J) in the mode that there is not.",
+            "section.state.refused",
+            {"env.misa_ext": _J, "env.priv": 2},
+        ),
+    ):
+        yield accept(
+            f"section/spike-7.2-{slug}",
+            _hart("7.2", values),
+            what,
+            rule,
+            source="found by fuzzing QEMU 7.2",
+            loader="reject",
+            bound=rule,
+            machine={**SPIKE, "since": "7.2", "until": "7.2"},
+        )
+
+
+def _hart(release: str, values: dict[str, int]) -> Wire:
+    """What a QEMU wrote, with other values in its hart, bits of ``env.misa_ext`` besides its own."""
+    wire = seed(f"spike-{release}")
+    head = counted(b"cpu") + be32(0)
+    at = wire.data.index(head) + len(head) + 4
+    for field in layouts("riscv", release, harts=1)["cpu"]["fields"]:
+        name, size = field["name"], field["size"]
+        if name in values:
+            before = int.from_bytes(wire.data[at : at + size]) if name == "env.misa_ext" else 0
+            wire.data[at : at + size] = (before | values[name]).to_bytes(size)
+        at += size * field.get("array_len", 1)
+    return wire
 
 
 def _commands() -> Iterator[Vector]:

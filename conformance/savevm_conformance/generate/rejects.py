@@ -20,7 +20,7 @@ from savevm_conformance.generate.model import (
     seed,
     seed_source,
 )
-from savevm_conformance.wire import MAIN, Wire, be16, be32, be64, split, stored
+from savevm_conformance.wire import MAIN, Wire, be16, be32, be64, counted, split, stored
 
 
 def rejects() -> list[Vector]:
@@ -124,6 +124,7 @@ def _configuration() -> Iterator[Vector]:
         ("subsection-unknown", "bits.name", b"configuration/target-page-bitz", "An unknown name."),
         ("subsection-not-its-own", "uuid.name", b"timer/uuid", "A name with another prefix."),
         ("subsection-nameless", "uuid.name", b"", "A name of no bytes."),
+        ("subsection-with-nul", "uuid.name", b"configuration/uuid\0", "A name and a NUL."),
     ):
         yield reject(
             f"configuration/{name}",
@@ -160,6 +161,7 @@ def _configuration() -> Iterator[Vector]:
     for name, rule, value, what in (
         ("capability-unknown", "unknown", b"validate-uiud", "A capability that none has defined."),
         ("capability-nameless", "unknown", b"", "A capability without a name."),
+        ("capability-with-nul", "unknown", b"validate-uuid\0", "The name of one and a NUL."),
         ("capability-ignore-shared", "unsupported", b"x-ignore-shared", "x-ignore-shared is on."),
         ("capability-mapped-ram", "unsupported", b"mapped-ram", "mapped-ram is on."),
     ):
@@ -306,6 +308,14 @@ def _section() -> Iterator[Vector]:
             Set(mark, be32(3)),
             f"{name.upper()} with an id that no START or FULL had.",
         )
+    yield reject(
+        "section/part-id-0-of-none",
+        "section.id.unknown",
+        opaque,
+        Insert("eof", b"\2" + be32(0) + be64(2) + b"\x7e" + be32(0)),
+        "PART with the id 0, that no START or FULL had, and the end of a section of block in it.",
+        plus=1,
+    )
     yield reject(
         "section/part-before-start",
         "section.id.unknown",
@@ -1508,6 +1518,17 @@ def _real() -> Iterator[Vector]:
             f"A page beyond its block in a stream of QEMU {version}.",
             section="ram",
         )
+    base = accepts()["stream/spike-7.2"]
+    base.wire.find("pmp", counted(b"cpu/pmp"), 1, 7)
+    yield reject(
+        "vmstate/spike-7.2-subsection-with-nul",
+        "vmstate.subsection.name",
+        base,
+        Rename("pmp", b"cpu/pmp\0"),
+        "The name of a subsection and a NUL in a stream of QEMU 7.2.",
+        section="cpu",
+        loader="reject",
+    )
     timer = b"\x05timer" + bytes(4) + be32(2)
     for version in ("5.2", "7.2", "10.0", "11.1"):
         base = accepts()[f"stream/microbit-{version}"]

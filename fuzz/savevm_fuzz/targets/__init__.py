@@ -4,12 +4,13 @@
 everything else is a program that speaks the protocol of the conformance suite.
 """
 
+from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Protocol, runtime_checkable
 
 from savevm_conformance.targets import OURS
 
-__all__ = ["MEMORY", "SECONDS", "Quick", "Target", "Writer", "open_target", "scratch"]
+__all__ = ["MEMORY", "SECONDS", "Quick", "Staying", "Target", "Writer", "open_target", "scratch"]
 
 # Of one stream: seconds, and bytes of memory (in this process, besides what it has already).
 SECONDS: Final = 10.0
@@ -50,6 +51,14 @@ class Quick(Target, Protocol):
 
     def quick(self, data: bytes) -> dict[str, Any]:
         """As ``run``, without what takes long; ``kinds`` are the kinds of what was met."""
+
+
+@runtime_checkable
+class Staying(Target, Protocol):
+    """A target that remembers more of the streams before than it should."""
+
+    def after(self, before: Sequence[bytes]) -> None:
+        """Begin anew, with these ahead of what is run next."""
 
 
 @runtime_checkable

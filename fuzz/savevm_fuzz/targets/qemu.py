@@ -12,7 +12,9 @@ import os
 import re
 import resource
 import secrets
+import shutil
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +45,10 @@ LARGEST: Final = 1 << 20
 _ALONE: Final = 60.0
 # How many streams before one that has ended a process are tried as what led to that.
 _BEFORE: Final = 100
+_UNTOLD: Final = {"outcome": "skip"}
 _TAG: Final = "stream"
+# It ends with the worker, also where that is killed.
+_DIES_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")
 _NO_CAPABILITIES: Final = b"\5\x1aconfiguration/capabilities\0\0\0\1\0\0\0\0"
 _PLAIN: Final = bytes(Wire().header().machine().eof().data)
 _CLUSTER_BITS: Final = 16
@@ -85,7 +90,8 @@ class QemuTarget:
             raise ValueError(f"{path}: QEMU {release}, whose machine is not known")
         self.version: Final = emulator.version
         self._release: Final = release
-        self._command: Final = emulator.commands[SPIKE["arch"]]
+        with_us = _DIES_WITH_US if shutil.which(_DIES_WITH_US[0]) else ()
+        self._command: Final = (*with_us, *emulator.commands[SPIKE["arch"]])
         self._seconds: Final = seconds
         self._memory: Final = memory
         self._directory: Final = scratch()
@@ -143,6 +149,12 @@ class QemuTarget:
         self._end()
         return again
 
+    def after(self, before: Sequence[bytes]) -> None:
+        """See `Staying`."""
+        self._end()
+        for data in before:
+            self._load(data, _UNTOLD)
+
     def close(self) -> None:
         """See `Target`."""
         self._end()
@@ -153,9 +165,8 @@ class QemuTarget:
         """What has to be loaded before ``data`` for that outcome: at most one stream."""
         # It may be that of ``data`` itself, which was loaded again for its memory.
         for before in ([], *([each] for each in reversed(list(self._before)))):
-            self._end()
-            *_, reply = (self._load(each, {"outcome": "skip"}) for each in (*before, data))
-            if reply["outcome"] == outcome:
+            self.after(before)
+            if self._load(data, _UNTOLD)["outcome"] == outcome:
                 return [each.hex() for each in before]
         return None
 
