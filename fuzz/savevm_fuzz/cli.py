@@ -159,7 +159,11 @@ _DIRECTORY: Final = click.Path(file_okay=False, path_type=Path)
     help=f"Of a stream; default: {MEMORY >> 20}, in this process 256.",
 )
 @click.option("--json", "json_lines", is_flag=True, help="Print JSON lines.")
-@click.option("--verbose", is_flag=True, help="Tell of the progress where there is no terminal.")
+@click.option(
+    "--verbose",
+    is_flag=True,
+    help="Tell of the progress where there is no terminal, and what known did not come.",
+)
 @click.option("-x", "--exitfirst", is_flag=True, help="Stop at the first finding.")
 @click.option(
     "--replay",
@@ -420,8 +424,9 @@ class _Told:
             figures = self._figures() | {"findings": signatures, "new": results.new}
             self._line("summary", **figures, missing=results.missing())
             return
-        for signature in results.missing():
-            click.echo(plain(f"known, but not found: {signature}"))
+        if self._verbose:
+            for signature in results.missing():
+                click.echo(plain(f"known, but not found: {signature}"))
         click.echo(self._words())
 
     def _figures(self) -> dict[str, Any]:
