@@ -104,6 +104,8 @@ def _told(change: _Change, seed: Seed, size: int) -> Mutation:
         found |= breakable(seed.fields[number - 1]) if number else frozenset()
     if offset >= size:
         found |= _of_cuts()
+    if offset == len(seed.data):
+        found.update(_of_area("record") + _of_area("stream"))
     return Mutation(change.what, offset, change.field.path, frozenset(found))
 
 
