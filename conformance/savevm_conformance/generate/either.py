@@ -224,6 +224,16 @@ def _layout() -> Iterator[Vector]:
         at="body",
     )
     yield _either(
+        "vmdesc/layout-pointer-array-part-typeless",
+        "vmdesc.layout",
+        accepts()["vmstate/pointer-array-present-first"],
+        Describe(b'"array_len": 2, "type": "ptr-marker"', b'"array_len": 2'),
+        "A part of an array of pointers without a type, and so no part of it.",
+        _DISCARDED,
+        section="timers",
+        at="body",
+    )
+    yield _either(
         "vmdesc/layout-device-size-absent",
         "vmdesc.layout",
         accepts()["vmdesc/size-only"],
