@@ -70,8 +70,8 @@ def guided(target: str, seconds: float) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each run (10)")
-    parser.add_argument("--rounds", type=int, default=2, help="of which the best counts (2)")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for each run (30)")
+    parser.add_argument("--rounds", type=int, default=1, help="of which the best counts (1)")
     options = parser.parse_args()
     table = Table(box=None)
     for heading in ("target", "compiled", "interpreted", "ratio"):

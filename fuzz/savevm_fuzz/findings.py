@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -46,9 +47,11 @@ _SLUG: Final = 60
 _COUNTED: Final = (6, 3, 1)
 # Lines and characters that are kept of why there was no verdict.
 _WHY: Final = 3000
-# How often a stream is run to make it smaller; one that takes all its time only so often.
+# How often a stream is run to make it smaller; one that takes all its time only so often.  And for how
+# many seconds.
 _SHRINKING: Final = 500
 _SHRINKING_SLOW: Final = 12
+_SHRINKING_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +229,12 @@ def _where(why: str) -> str:
 def shrink(finding: Finding, look_at: Callable[[bytes], Look], most: int | None = None) -> Finding:
     """The same with a smaller stream; ``look_at`` runs one, ``most`` times or less."""
     latest = finding.look
+    end = time.monotonic() + _SHRINKING_SECONDS
 
     def still(data: bytes) -> bool:
         nonlocal latest
+        if time.monotonic() > end:
+            return False
         seen = look_at(data)
         if seen.signature != finding.signature:
             return False
