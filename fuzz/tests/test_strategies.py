@@ -164,7 +164,7 @@ def collected(strategy: st.SearchStrategy[Any], kinds: Callable[[Any], Iterable[
     """What there is in examples."""
     seen: set[str] = set()
 
-    @settings(few, max_examples=150, phases=[Phase.generate])
+    @settings(few, max_examples=500, phases=[Phase.generate])
     @given(strategy)
     def collect(example: Any) -> None:
         seen.update(kinds(example))
